@@ -1,0 +1,53 @@
+package main
+
+import (
+	"os"
+	"strings"
+)
+
+// kernelArgument is one word of the kernel's command line.
+type kernelArgument struct {
+	name, value string
+	hasValue    bool
+}
+
+// kernelArguments is the kernel's command line, split as the kernel splits
+// it: at blanks, double quotes protecting them (kernel-parameters.rst).
+type kernelArguments []kernelArgument
+
+// kernelCommandLine is that of the running kernel; empty where /proc is not
+// mounted.
+func kernelCommandLine() kernelArguments {
+	data, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil // without /proc there is nothing to obey
+	}
+	return splitKernelCommandLine(string(data))
+}
+
+func splitKernelCommandLine(line string) kernelArguments {
+	quoted := false
+	words := strings.FieldsFunc(line, func(r rune) bool {
+		if r == '"' {
+			quoted = !quoted
+		}
+		return !quoted && (r == ' ' || r == '\t' || r == '\n')
+	})
+	var arguments kernelArguments
+	for _, word := range words {
+		name, value, hasValue := strings.Cut(strings.ReplaceAll(word, `"`, ""), "=")
+		arguments = append(arguments, kernelArgument{name, value, hasValue})
+	}
+	return arguments
+}
+
+// value is that of the last argument called name, "" where there is none.
+func (k kernelArguments) value(name string) string {
+	last := ""
+	for _, argument := range k {
+		if argument.name == name {
+			last = argument.value
+		}
+	}
+	return last
+}

@@ -1,0 +1,85 @@
+package storage
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Mounts are the volumes with a mount point, each after those that it lies
+// below; / is the first.
+func (l Layout) Mounts() []Volume {
+	var volumes []Volume
+	for _, d := range l.Disks {
+		for _, p := range d.Partitions {
+			if p.MountPoint != "" {
+				volumes = append(volumes, Volume{Disk: d, Partition: p})
+			}
+		}
+	}
+	slices.SortStableFunc(volumes, func(a, b Volume) int {
+		return slices.Compare(components(a.MountPoint()), components(b.MountPoint()))
+	})
+	return volumes
+}
+
+// Programs are the names of the programs that making the layout needs, sorted.
+func (l Layout) Programs() []string {
+	var names []string
+	for _, v := range l.Mounts() {
+		names = append(names, "mkfs."+v.Partition.FileSystem)
+		if v.Partition.LUKS != nil {
+			names = append(names, "cryptsetup")
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Fstab renders /etc/fstab of the new OS, fstab(5); file systems are named by
+// UUID.
+func (l Layout) Fstab() []byte {
+	var b bytes.Buffer
+	b.WriteString("# <file system> <mount point> <type> <options> <dump> <pass>\n")
+	for _, v := range l.Mounts() {
+		p := v.Partition
+		options, pass := "defaults", 2
+		switch {
+		case p.MountPoint == "/" && p.FileSystem == Ext4:
+			options, pass = "errors=remount-ro", 1
+		case p.FileSystem == VFAT:
+			options = "umask=0077"
+		}
+		if p.FileSystem == XFS || p.FileSystem == Btrfs {
+			pass = 0 // their fsck.* does nothing at boot
+		}
+		fmt.Fprintf(&b, "UUID=%s %s %s %s 0 %d\n", p.FSUUID, escapeTab(p.MountPoint), p.FileSystem, options, pass)
+	}
+	return b.Bytes()
+}
+
+// Crypttab renders /etc/crypttab of the new OS, crypttab(5); nil when nothing is
+// encrypted.
+func (l Layout) Crypttab() []byte {
+	var b bytes.Buffer
+	for _, v := range l.Mounts() {
+		if luks := v.Partition.LUKS; luks != nil {
+			fmt.Fprintf(&b, "%s UUID=%s %s luks\n", luks.Mapping, luks.UUID, luks.KeyFile)
+		}
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	return append([]byte("# <target> <source> <key file> <options>\n"), b.Bytes()...)
+}
+
+// components of a clean absolute path: none for "/".
+func components(p string) []string {
+	return strings.FieldsFunc(p, func(r rune) bool { return r == '/' })
+}
+
+// escapeTab writes white space and backslashes as getmntent(3) reads them.
+func escapeTab(s string) string {
+	return strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`).Replace(s)
+}

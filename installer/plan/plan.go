@@ -1,0 +1,94 @@
+// Package plan decides everything about an installation before anything is
+// changed. [New] is a pure function of the configuration, the inventory and the
+// image's manifest: the same inputs give the same bytes and the same hash on the
+// machine and on a laptop.
+//
+// What it returns is shown to people, served to anyone who asks and kept on the
+// installed disk: no secret ever stands in it. Nothing is decided again after it.
+package plan
+
+import (
+	"github.com/firstlight/firstlight/imageserver/image"
+	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/installer/boot"
+	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/storage"
+)
+
+// Format is the version of the plan's JSON.
+const Format = 1
+
+// The two hand-overs to the new OS.
+const (
+	Kexec  = "kexec"
+	Reboot = "reboot"
+)
+
+// Image is the image to install, as the image server describes it.
+type Image struct {
+	// Name is resolved: no stream, no alias.
+	Name     string
+	Digest   object.Digest
+	Manifest *image.Manifest
+	// Stored is the size in bytes of each object as the server sends it. It is a
+	// hint: an object that is missing here is counted with its unpacked size.
+	Stored map[object.Digest]uint64
+}
+
+// Plan is an installation, completely decided.
+type Plan struct {
+	Format  int            `json:"format"`
+	Machine Machine        `json:"machine"`
+	Image   ImageSummary   `json:"image"`
+	Layout  storage.Layout `json:"layout"`
+	// Network is how the new OS will be connected.
+	Network netconfig.Config `json:"network"`
+	Boot    boot.Choice      `json:"boot"`
+	// HandOver is Kexec or Reboot.
+	HandOver string `json:"handOver"`
+
+	// FetchObjects and FetchBytes bound what is downloaded: nothing is reused.
+	// Bytes are as they travel, compressed.
+	FetchObjects int    `json:"fetchObjects"`
+	FetchBytes   uint64 `json:"fetchBytes"`
+	// StageBytes bounds the tmpfs that holds the staged objects.
+	StageBytes uint64 `json:"stageBytes"`
+	// MemoryNeed and MemoryHave are bytes: what the installation needs at most,
+	// and what the machine has.
+	MemoryNeed uint64 `json:"memoryNeed"`
+	MemoryHave uint64 `json:"memoryHave"`
+
+	// Lost has a line for each thing on a disk that will be gone, Kept one for
+	// each disk that stays as it is.
+	Lost     []string `json:"lost"`
+	Kept     []string `json:"kept"`
+	Warnings []string `json:"warnings"`
+}
+
+// Machine says which machine the plan is for.
+type Machine struct {
+	Hostname   string           `json:"hostname"`
+	Vendor     string           `json:"vendor,omitempty"`
+	Product    string           `json:"product,omitempty"`
+	Serial     string           `json:"serial,omitempty"`
+	UUID       string           `json:"uuid,omitempty"`
+	Location   string           `json:"location,omitempty"`
+	Arch       string           `json:"arch"`
+	Firmware   storage.Firmware `json:"firmware"`
+	SecureBoot bool             `json:"secureBoot"`
+	CPUs       int              `json:"cpus"`
+	MACs       []string         `json:"macs"`
+}
+
+// ImageSummary is the image without its entries.
+type ImageSummary struct {
+	Name   string        `json:"name"`
+	Digest object.Digest `json:"digest"`
+	OS     string        `json:"os,omitempty"`
+	Arch   string        `json:"arch"`
+	// Objects and Bytes are the distinct files and their unpacked sizes; Inodes
+	// counts every entry that takes one.
+	Objects int    `json:"objects"`
+	Bytes   uint64 `json:"bytes"`
+	Inodes  uint64 `json:"inodes"`
+}

@@ -8,13 +8,13 @@ package progress
 import (
 	"errors"
 	"fmt"
+	"github.com/firstlight/firstlight/docs"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
-	//docs
 )
 
 // Format is the version of Event and Snapshot as JSON.
@@ -396,7 +396,7 @@ func (m *Model) Fail(p Phase, err error) Failure {
 	if err != nil {
 		text = err.Error()
 	}
-	entry := struct{ Happened, Means, Do string }{} //docs
+	entry, _ := docs.Lookup(code)
 	m.mu.Lock()
 	m.errors[code]++
 	f := Failure{Phase: p, Code: code, Text: text, DisksChanged: m.disksChanged,

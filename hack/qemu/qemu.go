@@ -1,0 +1,366 @@
+// Package qemu starts virtual machines for the demo and the tests: with disks,
+// one NIC behind QEMU's own DHCP, TFTP and NAT, a serial console that can be
+// waited for and typed on, and a power button. It never leaves a machine
+// running after its starter has gone, unless told to keep it.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/firstlight/firstlight/hack/child"
+)
+
+// Program is the emulator that is started.
+const Program = "qemu-system-x86_64"
+
+// Config says what machine to start. The zero value of a field is the default
+// that its comment names.
+type Config struct {
+	// Dir is an existing directory for the machine's sockets, its console log
+	// (console.log) and what QEMU itself had to say (qemu.log). Its path must
+	// be short: a socket's may have 107 bytes.
+	Dir string
+	// Accel is what NewProbe(…).Accel answered; "" is AccelTCG.
+	Accel Accel
+	// MemoryMiB is 2048 by default, CPUs 2.
+	MemoryMiB, CPUs int
+	// Disks are virtio disks, in order: the first is /dev/vda.
+	Disks []Disk
+	// Net is the machine's one NIC.
+	Net Net
+	// FromNetwork makes the firmware boot from the NIC (SeaBIOS and iPXE)
+	// before it tries the disks; otherwise it never looks at the network.
+	FromNetwork bool
+	// Kernel, Initrd (files) and CommandLine boot a kernel without firmware.
+	Kernel, Initrd, CommandLine string
+	// NoReboot makes QEMU end where the machine would restart.
+	NoReboot bool
+	// Display shows the machine's screen in a window; serial console and
+	// everything else stay the same.
+	Display bool
+	// Lines is called with each complete line of the console, in order, from
+	// one goroutine; nil does nothing.
+	Lines func(line string)
+	// Keep lets the machine live on when its starter ends without having
+	// called Stop or Kill.
+	Keep bool
+	// Args are further arguments for QEMU.
+	Args []string
+}
+
+// Disk is a virtio disk in a file.
+type Disk struct {
+	Path   string
+	Format string // "raw" (default) or "qcow2"
+	Serial string // at most 20 bytes
+}
+
+// Net is a virtio NIC on a network of its own, 10.0.2.0/24: the host's
+// loopback is 10.0.2.2, its resolver 10.0.2.3, and the DHCP server of QEMU
+// hands out 10.0.2.15.
+type Net struct {
+	// MAC is 52:54:00:12:34:56 by default.
+	MAC string
+	// TFTP is the directory that is served from 10.0.2.2, BootFile the file
+	// that the DHCP server names.
+	TFTP, BootFile string
+	// Forwards maps TCP ports on the host's loopback to ports of the machine.
+	Forwards map[int]int
+	// Silent connects the NIC to a network where nobody answers: carrier, but
+	// no DHCP, no TFTP, nothing.
+	Silent bool
+}
+
+// Machine is a running machine.
+type Machine struct {
+	*Console
+	config Config
+	proc   *child.Child
+	qmp    *control
+	stderr *os.File
+	serial net.Conn
+	read   chan struct{}
+}
+
+func (c Config) arguments() ([]string, error) {
+	if c.Accel == "" {
+		c.Accel = AccelTCG
+	}
+	if c.MemoryMiB == 0 {
+		c.MemoryMiB = 2048
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 2
+	}
+	if c.Net.MAC == "" {
+		c.Net.MAC = "52:54:00:12:34:56"
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config",
+		"-machine", "pc", "-accel", string(c.Accel), "-cpu", c.Accel.CPU(),
+		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMiB),
+		"-device", "virtio-rng-pci",
+		"-chardev", "socket,id=console,path=" + escape(c.path("console.sock")) + ",server=on,wait=on,logfile=" + escape(c.path("console.log")) + ",logappend=off",
+		"-serial", "chardev:console",
+		"-qmp", "unix:" + escape(c.path("qmp.sock")) + ",server=on,wait=off",
+	}
+	if c.Display {
+		args = append(args, "-vga", "std")
+	} else {
+		args = append(args, "-display", "none", "-vga", "none")
+	}
+	if c.NoReboot {
+		args = append(args, "-no-reboot")
+	}
+	first := 1 // boot index of the first disk
+	nic := "virtio-net-pci,netdev=n0,mac=" + c.Net.MAC
+	if c.FromNetwork {
+		nic += ",bootindex=0"
+	} else {
+		nic += ",romfile="
+	}
+	if c.Net.Silent {
+		args = append(args, "-netdev", "hubport,id=n0,hubid=0")
+	} else {
+		user := "user,id=n0"
+		if c.Net.TFTP != "" {
+			user += ",tftp=" + escape(c.Net.TFTP)
+		}
+		if c.Net.BootFile != "" {
+			user += ",bootfile=" + escape(c.Net.BootFile)
+		}
+		for host, guest := range c.Net.Forwards {
+			user += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", host, guest)
+		}
+		args = append(args, "-netdev", user)
+	}
+	args = append(args, "-device", nic)
+	for i, d := range c.Disks {
+		format := d.Format
+		if format == "" {
+			format = "raw"
+		}
+		// The host's page cache is as good as a disk here, unless the host
+		// itself dies; waiting for its real disk would only cost time.
+		args = append(args, "-drive", fmt.Sprintf("if=none,id=disk%d,file=%s,format=%s,cache=unsafe,discard=unmap", i, escape(d.Path), format))
+		device := fmt.Sprintf("virtio-blk-pci,drive=disk%d,bootindex=%d", i, first+i)
+		if d.Serial != "" {
+			if len(d.Serial) > 20 {
+				return nil, fmt.Errorf("the serial number %q of a virtio disk may have at most 20 bytes", d.Serial)
+			}
+			device += ",serial=" + escape(d.Serial)
+		}
+		args = append(args, "-device", device)
+	}
+	if c.Kernel != "" {
+		args = append(args, "-kernel", c.Kernel)
+		if c.Initrd != "" {
+			args = append(args, "-initrd", c.Initrd)
+		}
+		if c.CommandLine != "" {
+			args = append(args, "-append", c.CommandLine)
+		}
+	}
+	return append(args, c.Args...), nil
+}
+
+func (c Config) path(name string) string { return filepath.Join(c.Dir, name) }
+
+// escape doubles commas, which separate the parts of a QEMU option.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// CreateDisk makes an empty sparse raw disk of that many bytes, in place of
+// what was there.
+func CreateDisk(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("creating a disk: %w", err)
+	}
+	if err := f.Truncate(size); err != nil {
+		return errors.Join(fmt.Errorf("creating a disk: %w", err), f.Close())
+	}
+	return f.Close()
+}
+
+// Start starts a machine. The caller ends it with Stop or Kill. Ending ctx
+// ends the start, not the machine.
+func Start(ctx context.Context, c Config) (*Machine, error) {
+	args, err := c.arguments()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"console.sock", "qmp.sock"} {
+		if n := len(c.path(name)); n > 107 {
+			return nil, fmt.Errorf("the path of %s has %d bytes, a socket's may have 107", c.path(name), n)
+		}
+		if err := os.Remove(c.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("removing an old socket: %w", err)
+		}
+	}
+	stderr, err := os.Create(c.path("qemu.log"))
+	if err != nil {
+		return nil, fmt.Errorf("starting a machine: %w", err)
+	}
+	cmd := exec.Command(Program, args...)
+	cmd.Stdout, cmd.Stderr = stderr, stderr
+	proc, err := child.Start(cmd, c.Keep)
+	if err != nil {
+		return nil, errors.Join(err, stderr.Close())
+	}
+	m := &Machine{config: c, proc: proc, stderr: stderr, read: make(chan struct{})}
+	if err := m.connect(ctx); err != nil {
+		m.Kill()
+		if said, _ := os.ReadFile(c.path("qemu.log")); len(said) > 0 {
+			err = fmt.Errorf("%w; QEMU said: %s", err, strings.TrimSpace(string(said)))
+		}
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *Machine) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	serial, err := m.dial(ctx, "console.sock")
+	if err != nil {
+		return err
+	}
+	m.serial = serial
+	m.Console = newConsole(serial, m.config.Lines)
+	go func() {
+		defer close(m.read)
+		m.Console.read(serial)
+	}()
+	conn, err := m.dial(ctx, "qmp.sock")
+	if err != nil {
+		return err
+	}
+	m.qmp, err = newControl(ctx, conn)
+	return err
+}
+
+// dial connects to a socket that QEMU is about to make.
+func (m *Machine) dial(ctx context.Context, name string) (net.Conn, error) {
+	for {
+		conn, err := net.Dial("unix", m.config.path(name))
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-m.proc.Done():
+			return nil, fmt.Errorf("QEMU ended at once: %w", m.proc.Wait(ctx))
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for QEMU to open %s: %w", name, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// PID is the process id of QEMU.
+func (m *Machine) PID() int { return m.proc.PID() }
+
+// Done is closed when the machine is off.
+func (m *Machine) Done() <-chan struct{} { return m.proc.Done() }
+
+// Wait waits until the machine is off.
+func (m *Machine) Wait(ctx context.Context) error { return m.proc.Wait(ctx) }
+
+// Reset presses the reset button.
+func (m *Machine) Reset(ctx context.Context) error {
+	return m.qmp.execute(ctx, "system_reset", nil, nil)
+}
+
+// Pause holds the machine's processors, Continue lets them go on.
+func (m *Machine) Pause(ctx context.Context) error { return m.qmp.execute(ctx, "stop", nil, nil) }
+
+// Continue undoes Pause.
+func (m *Machine) Continue(ctx context.Context) error { return m.qmp.execute(ctx, "cont", nil, nil) }
+
+// Stop pulls the plug, after QEMU has written out what it holds itself, and
+// returns when the machine is gone.
+func (m *Machine) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err := m.qmp.execute(ctx, "quit", nil, nil)
+	if err == nil {
+		err = m.proc.Wait(ctx)
+	}
+	m.Kill()
+	return err
+}
+
+// Kill ends the machine's process by its id. It may be called at any time and
+// more than once; when it returns the machine is gone.
+func (m *Machine) Kill() {
+	m.proc.Stop(0)
+	if m.serial != nil {
+		// What the machine wrote last is read before the console closes.
+		select {
+		case <-m.read:
+		case <-time.After(2 * time.Second):
+		}
+		_ = m.serial.Close() // nothing is lost by it: QEMU is gone
+	}
+	if m.qmp != nil {
+		_ = m.qmp.conn.Close() // as above
+	}
+	_ = m.stderr.Close() // as above
+}
+
+// Release lets go of a machine that was started with Keep, without ending it.
+func (m *Machine) Release() {
+	_ = m.serial.Close() // QEMU goes on without a reader
+	_ = m.qmp.conn.Close()
+	_ = m.stderr.Close()
+}
+
+// Writes is what a machine has asked one of its disks to change since it was
+// started.
+type Writes struct {
+	Operations uint64 // write requests
+	Bytes      uint64
+	Discards   uint64 // requests to forget sectors
+}
+
+// None is true if the disk was asked for nothing.
+func (w Writes) None() bool { return w.Operations == 0 && w.Bytes == 0 && w.Discards == 0 }
+
+// Writes returns what was written to each disk, in the order of Config.Disks,
+// as QEMU's block layer counted it. It does not say what the bytes were: a
+// write of what was there already counts.
+func (m *Machine) Writes(ctx context.Context) ([]Writes, error) {
+	var stats []struct {
+		Device string `json:"device"`
+		Stats  struct {
+			Operations uint64 `json:"wr_operations"`
+			Bytes      uint64 `json:"wr_bytes"`
+			Discards   uint64 `json:"unmap_operations"`
+		} `json:"stats"`
+	}
+	if err := m.qmp.execute(ctx, "query-blockstats", nil, &stats); err != nil {
+		return nil, err
+	}
+	all := make([]Writes, len(m.config.Disks))
+	found := 0
+	for _, s := range stats {
+		var n int
+		if _, err := fmt.Sscanf(s.Device, "disk%d", &n); err != nil || n >= len(all) {
+			continue
+		}
+		all[n] = Writes{s.Stats.Operations, s.Stats.Bytes, s.Stats.Discards}
+		found++
+	}
+	if found != len(all) {
+		return nil, fmt.Errorf("QEMU counted the writes of %d disks, there are %d", found, len(all))
+	}
+	return all, nil
+}

@@ -155,7 +155,9 @@ type Interface struct {
 	// Bridge is set for a bridge only.
 	Bridge *BridgeOptions `json:"bridge,omitempty"`
 
-	DHCP4     bool           `json:"dhcp4,omitempty"`
+	DHCP4 bool `json:"dhcp4,omitempty"`
+	// AcceptRA asks for IPv6 router advertisements (RFC 4861); false leaves
+	// what the network stack does by itself.
 	AcceptRA  bool           `json:"acceptRA,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	// Gateway of the default route; the zero Addr on all but one interface.
@@ -169,12 +171,10 @@ type Interface struct {
 // BondOptions are those of the kernel's bonding driver
 // (Documentation/networking/bonding.rst), spelt as there.
 type BondOptions struct {
-	Mode            string `json:"mode"`            // 802.3ad
-	HashPolicy      string `json:"hashPolicy"`      // layer3+4
-	LACPRate        string `json:"lacpRate"`        // slow or fast
-	MIIMonMillis    int    `json:"miimonMillis"`    // link check, milliseconds
-	UpDelayMillis   int    `json:"upDelayMillis"`   // milliseconds, a multiple of MIIMon
-	DownDelayMillis int    `json:"downDelayMillis"` // milliseconds, a multiple of MIIMon
+	Mode         string `json:"mode"`         // 802.3ad
+	HashPolicy   string `json:"hashPolicy"`   // layer3+4
+	LACPRate     string `json:"lacpRate"`     // slow or fast
+	MIIMonMillis int    `json:"miimonMillis"` // link check, milliseconds
 }
 
 // BridgeOptions are those of the kernel's bridge, see ip-link(8).

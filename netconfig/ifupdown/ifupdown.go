@@ -1,0 +1,190 @@
+// Package ifupdown renders a netconfig.Config as the files of Debian's
+// ifupdown: /etc/network/interfaces, /etc/resolv.conf, and the systemd.link
+// files that pin the names of the NICs. It decides nothing.
+//
+// # Names
+//
+// The installer sees eth0 where the installed system's udev may choose ens3 or
+// enp0s3, so a name must be pinned to the permanent MAC address. Two ways are
+// documented. "rename /mac/52:54:00:12:34:56=lan0" of interfaces(5) matches the
+// current address of every interface: a bond and each of its ports, a bridge
+// and its port, a VLAN and its parent all have the same one, so a second ifup
+// renames the wrong interface or fails. A systemd.link(5) file matches
+// PermanentMACAddress= and Type=ether, which only the NIC has. udev applies it
+// on the coldplug "add" event of the real root, also to a NIC that the
+// initrd's udev, which knows nothing of the file, already called ens3
+// (systemd.net-naming-scheme(7), v240 and later: interfaces may be renamed
+// more than once while they are down), and networking.service starts after
+// "udevadm settle" (ifupdown-pre.service). So .link files it is; the name that
+// udev would have chosen stays as an alternative name for people.
+//
+// # Bonds, VLANs and bridges
+//
+// They are made by ip(8) in pre-up lines, because ifupdown depends on iproute2,
+// whereas ifenslave, vlan and bridge-utils may be absent from an image. No
+// option that these packages' hooks look for is used, so their presence changes
+// nothing. A VLAN needs no line: ifupdown itself makes "bond0.100" over "bond0"
+// (interfaces(5), VLAN INTERFACES).
+package ifupdown
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/firstlight/firstlight/netconfig"
+)
+
+const header = "# Written by the Firstlight installer from config.json.\n"
+
+// Render gives the files, in the order of their paths as written here. It
+// never fails: a Config from netconfig.Resolve is valid by construction.
+// /etc/resolv.conf is there only when name servers are known; with DHCP the
+// DHCP client writes it.
+func Render(c netconfig.Config) []netconfig.File {
+	files := []netconfig.File{{Path: "/etc/network/interfaces", Mode: 0o644, Data: interfaces(c)}}
+	for _, i := range c.Interfaces {
+		if i.Kind == netconfig.Ethernet {
+			files = append(files, link(i))
+		}
+	}
+	if len(c.DNS) > 0 {
+		files = append(files, resolvConf(c))
+	}
+	return files
+}
+
+func interfaces(c netconfig.Config) []byte {
+	var b strings.Builder
+	b.WriteString(header)
+	b.WriteString("# See interfaces(5). The names lan0, lan1, ... are pinned to the NICs by\n" +
+		"# /etc/systemd/network/10-firstlight-*.link.\n\n")
+	b.WriteString("auto lo\niface lo inet loopback\n")
+	for _, i := range c.Interfaces {
+		stanzas(&b, i)
+	}
+	return []byte(b.String())
+}
+
+// stanzas writes one interface. What makes it goes with the first stanza: the
+// others only add addresses.
+func stanzas(b *strings.Builder, i netconfig.Interface) {
+	fmt.Fprintf(b, "\nauto %s\n", i.Name)
+	first := true
+	stanza := func(family, method string, lines ...string) {
+		fmt.Fprintf(b, "iface %s %s %s\n", i.Name, family, method)
+		if first {
+			lines = append(making(i), lines...)
+		}
+		first = false
+		for _, line := range lines {
+			fmt.Fprintf(b, "\t%s\n", line)
+		}
+	}
+	routed := false
+	for _, address := range i.Addresses {
+		lines := []string{"address " + address.String()}
+		if i.Gateway.IsValid() && !routed && i.Gateway.Is4() == address.Addr().Is4() {
+			lines = append(lines, "gateway "+i.Gateway.String())
+			routed = true
+		}
+		family := "inet6"
+		if address.Addr().Is4() {
+			family = "inet"
+		}
+		stanza(family, "static", lines...)
+	}
+	if i.DHCP4 {
+		stanza("inet", "dhcp")
+	}
+	if i.AcceptRA {
+		stanza("inet6", "auto") // accept_ra is 2: also on a machine that forwards
+	}
+	if first {
+		stanza("inet", "manual")
+	}
+}
+
+// making is the lines that bring the interface into being. Each may run again
+// over what is there already, so that ifup after a failed ifup works.
+func making(i netconfig.Interface) []string {
+	var lines []string
+	preUp := func(format string, args ...any) { lines = append(lines, "pre-up "+fmt.Sprintf(format, args...)) }
+	switch i.Kind {
+	case netconfig.Bond:
+		// Loading the bonding module may itself make a bond0 (its max_bonds is
+		// 1 by default), and "ip link add" then finds it there.
+		preUp("ip link show dev %[1]s >/dev/null 2>&1 || ip link add name %[1]s type bond || ip link show dev %[1]s", i.Name)
+		// The mode can be set only while the bond has no port and is down.
+		preUp("ip link set dev %s down", i.Name)
+		for _, port := range i.Ports {
+			preUp("ip link set dev %s nomaster down", port)
+		}
+		preUp("ip link set dev %s type bond mode %s miimon %d lacp_rate %s xmit_hash_policy %s",
+			i.Name, i.Bond.Mode, i.Bond.MIIMonMillis, i.Bond.LACPRate, i.Bond.HashPolicy)
+		if !i.MAC.IsZero() {
+			preUp("ip link set dev %s address %s", i.Name, i.MAC)
+		}
+		for _, port := range i.Ports {
+			preUp("ip link set dev %s master %s", port, i.Name)
+		}
+	case netconfig.Bridge:
+		preUp("ip link show dev %[1]s >/dev/null 2>&1 || ip link add name %[1]s type bridge", i.Name)
+		preUp("ip link set dev %s type bridge stp_state %d forward_delay %d vlan_filtering %d",
+			i.Name, bit(i.Bridge.STP), 100*i.Bridge.ForwardDelaySeconds, bit(i.Bridge.VLANAware))
+		if !i.MAC.IsZero() {
+			preUp("ip link set dev %s address %s", i.Name, i.MAC)
+		}
+		for _, port := range i.Ports {
+			preUp("ip link set dev %s master %s up", port, i.Name)
+		}
+	}
+	if i.MTU != 0 {
+		lines = append(lines, fmt.Sprintf("mtu %d", i.MTU))
+	}
+	if i.Kind == netconfig.Bond || i.Kind == netconfig.Bridge {
+		lines = append(lines, "post-down ip link del dev "+i.Name)
+	}
+	return lines
+}
+
+func bit(on bool) int {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// link pins the name of a NIC, see systemd.link(5).
+func link(i netconfig.Interface) netconfig.File {
+	match := "PermanentMACAddress=" + i.PermanentMAC.String()
+	if i.PermanentMAC.IsZero() {
+		match = "MACAddress=" + i.MAC.String()
+	}
+	return netconfig.File{
+		Path: "/etc/systemd/network/10-firstlight-" + i.Name + ".link",
+		Mode: 0o644,
+		Data: []byte(header + "[Match]\n" + match + "\nType=ether\n\n" +
+			"[Link]\nName=" + i.Name + "\nAlternativeNamesPolicy=database onboard slot path\n"),
+	}
+}
+
+// resolvConf writes resolv.conf(5). glibc reads the first three name servers
+// only; the others are kept as a comment rather than lost.
+func resolvConf(c netconfig.Config) netconfig.File {
+	var b strings.Builder
+	b.WriteString(header)
+	if len(c.Search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(c.Search, " "))
+	}
+	const maxNameServers = 3 // MAXNS, resolv.conf(5)
+	for n, server := range c.DNS {
+		if n == maxNameServers {
+			b.WriteString("# The resolver uses three name servers at most.\n")
+		}
+		if n >= maxNameServers {
+			b.WriteString("# ")
+		}
+		fmt.Fprintf(&b, "nameserver %s\n", server)
+	}
+	return netconfig.File{Path: "/etc/resolv.conf", Mode: 0o644, Data: []byte(b.String())}
+}

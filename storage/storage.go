@@ -57,6 +57,9 @@ type Spec struct {
 	Encrypt bool `json:"encrypt"`
 	// UseKexec asks for the hand-over by kexec. The layout does not depend on it.
 	UseKexec bool `json:"useKexec"`
+	// Architecture is the GOARCH of the image, for the type of the root
+	// partition; empty means amd64.
+	Architecture string `json:"architecture,omitempty"`
 }
 
 // VolumeSpec is one wanted file system of the boot disk. Sizes are bytes and

@@ -1,0 +1,221 @@
+// Uinit makes an initramfs usable for the installer and keeps watch over it:
+// kernel file-systems, modules for the devices that are there, output on
+// every console, and a shell for the person who stands before a machine whose
+// installation has failed. u-root's init starts it, reaps orphans, and panics
+// the kernel when it ends: so it never returns. It sets no clock (the
+// installer does) and touches neither network nor disks.
+//
+// The kernel, too, starts it, as its modprobe(8): `uinit -q -- NAME`.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/uinit/modules"
+)
+
+const (
+	installerProgram = "/bbin/installer"
+	shellProgram     = "/bbin/gosh"
+	searchPath       = "/usr/sbin:/usr/bin:/sbin:/bin:/bbin"
+	// settle is how long no device may appear before the machine counts as
+	// complete, and settleLimit how long that is awaited: USB and SCSI hosts
+	// look for their devices in the background.
+	settle      = 400 * time.Millisecond
+	settleLimit = 8 * time.Second
+)
+
+func main() {
+	ctx := context.Background()
+	if len(os.Args) == 4 && os.Args[1] == "-q" && os.Args[2] == "--" {
+		if err := modprobe(os.Args[3]); err != nil {
+			os.Exit(1) // the kernel asks for much that does not exist, and wants no text
+		}
+		os.Exit(0)
+	}
+	run(ctx, os.Args[1:])
+	select {} // never return: PID 1 would panic
+}
+
+// modprobe loads one module that the kernel asks for.
+func modprobe(name string) error {
+	loader, _, err := openModules()
+	if err != nil {
+		return err
+	}
+	return loader.Load(name)
+}
+
+// run is the program. args go to the installer.
+func run(ctx context.Context, args []string) {
+	keepRunning(ctx)
+	failures := []error{mountAll(earlyMounts())}
+
+	consoles := openConsoles(ctx)
+	show := func(text string) {
+		for _, c := range consoles {
+			c.show(text)
+		}
+	}
+	report := func(err error) {
+		if err != nil {
+			show(fmt.Sprintf("uinit: %v\n", err))
+		}
+	}
+	report(errors.Join(failures...))
+
+	started := time.Now()
+	loaded, err := plugDevices(ctx, report)
+	report(err)
+	report(mountAll(lateMounts()))
+	show(fmt.Sprintf("uinit: %d modules loaded in %.1f s\n", loaded, time.Since(started).Seconds()))
+
+	var offerOnce sync.Once
+	var shells atomic.Int32
+	supervise := supervisor{
+		program: installerProgram, args: args, environment: environment(),
+		restarts: 3, restartDelay: 30 * time.Second,
+		show: show,
+		offer: func() {
+			offerOnce.Do(func() {
+				for _, c := range consoles {
+					go c.offer(ctx, shellProgram, func(busy bool) {
+						if busy {
+							shells.Add(1)
+						} else {
+							shells.Add(-1)
+						}
+					})
+				}
+			})
+		},
+		shellOpen: func() bool { return shells.Load() > 0 },
+	}
+	supervise.run(ctx)
+}
+
+// keepRunning takes the signals that a terminal sends, and throws them away.
+// They are not ignored, because what is ignored is inherited by programs.
+func keepRunning(ctx context.Context) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGPIPE)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-signals:
+			}
+		}
+	}()
+}
+
+// environment is what programs get instead of u-root's Go paths.
+func environment() []string {
+	return []string{"PATH=" + searchPath, "HOME=/root", "TERM=linux", "USER=root"}
+}
+
+// openConsoles begins to write to every console of the machine.
+func openConsoles(ctx context.Context) []*console {
+	for _, setting := range environment() {
+		name, value, _ := strings.Cut(setting, "=")
+		if err := os.Setenv(name, value); err != nil {
+			continue // only names with a NUL or `=` fail
+		}
+	}
+	var consoles []*console
+	for _, name := range consoleNames(os.DirFS("/sys"), isTTY) {
+		c := newConsole(name)
+		go c.pump(ctx)
+		consoles = append(consoles, c)
+	}
+	return consoles
+}
+
+// openModules reads the running kernel's module index. Without any modules in
+// the initramfs the error wraps fs.ErrNotExist.
+func openModules() (*modules.Loader, string, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return nil, "", err
+	}
+	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(name.Release[:]))
+	index, err := modules.Read(os.DirFS(dir))
+	if err != nil {
+		return nil, dir, err
+	}
+	return modules.NewLoader(index, modules.InsertFrom(dir, moduleParameters)), dir, nil
+}
+
+// moduleParameters are those that this system needs.
+func moduleParameters(name string) string {
+	if name == "bonding" {
+		return "max_bonds=0" // or a bond0 of nobody's appears
+	}
+	return ""
+}
+
+// alwaysLoaded are wanted by the installer on every machine and asked for by
+// no device. Those that a medium leaves out (media vm) are passed over.
+func alwaysLoaded() []string {
+	return []string{
+		"dm-mod", "dm-crypt", "loop", "ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
+		"crypto-xts", "crypto-xts(aes)", "crypto-aes", "crypto-sha256", "crypto-hmac", "algif_skcipher", "algif_hash",
+		"8021q", "bonding", "bridge", "sd_mod", "sr_mod", "efivarfs",
+	}
+}
+
+// plugDevices loads modules for all devices, sees to it that later devices
+// and wishes of the kernel are heard, and returns how many were loaded.
+func plugDevices(ctx context.Context, report func(error)) (int, error) {
+	loader, dir, err := openModules()
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("no modules in %s: is this the kernel that the medium was made for?", dir)
+	}
+	if err != nil {
+		return 0, err
+	}
+	// call_usermodehelper: the path is started with `-q -- NAME`
+	// (kernel/kmod.c, proc(5) /proc/sys/kernel/modprobe).
+	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte("/bbin/uinit"), 0o644); err != nil {
+		report(fmt.Errorf("offering modules to the kernel: %w", err))
+	}
+	watch, err := modules.OpenWatch()
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range alwaysLoaded() {
+		if err := loader.Load(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			report(err)
+		}
+	}
+	sys := os.DirFS("/sys")
+	if err := modules.Coldplug(ctx, sys, loader); err != nil {
+		report(err)
+	}
+	limited, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	if err := watch.Handle(limited, settle, loader, report); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		report(err)
+	}
+	if err := modules.Coldplug(ctx, sys, loader); err != nil {
+		report(err)
+	}
+	go func() {
+		report(watch.Handle(ctx, 0, loader, report))
+	}()
+	return len(loader.Loaded()), nil
+}

@@ -12,9 +12,9 @@
 // renames the wrong interface or fails. A systemd.link(5) file matches
 // PermanentMACAddress= and Type=ether, which only the NIC has. udev applies it
 // on the coldplug "add" event of the real root, also to a NIC that the
-// initrd's udev, which knows nothing of the file, already called ens3
-// (systemd.net-naming-scheme(7), v240 and later: interfaces may be renamed
-// more than once while they are down), and networking.service starts after
+// initrd's udev, which knows nothing of the file, already called ens3: without
+// NamePolicy=keep a NIC is renamed "even if it has been renamed already"
+// (systemd.net-naming-scheme(7), v240), and networking.service starts after
 // "udevadm settle" (ifupdown-pre.service). So .link files it is; the name that
 // udev would have chosen stays as an alternative name for people.
 //
@@ -129,8 +129,17 @@ func making(i netconfig.Interface) []string {
 		}
 	case netconfig.Bridge:
 		preUp("ip link show dev %[1]s >/dev/null 2>&1 || ip link add name %[1]s type bridge", i.Name)
-		preUp("ip link set dev %s type bridge stp_state %d forward_delay %d vlan_filtering %d",
-			i.Name, bit(i.Bridge.STP), 100*i.Bridge.ForwardDelaySeconds, bit(i.Bridge.VLANAware))
+		stp := 0
+		if i.Bridge.STP {
+			stp = 1
+		}
+		filtering := ""
+		if i.Bridge.VLANAware { // else unsaid: a kernel may be built without it
+			filtering = " vlan_filtering 1"
+		}
+		const centi = 100 // ip-link(8) takes hundredths of a second
+		preUp("ip link set dev %s type bridge stp_state %d forward_delay %d%s",
+			i.Name, stp, centi*i.Bridge.ForwardDelaySeconds, filtering)
 		if !i.MAC.IsZero() {
 			preUp("ip link set dev %s address %s", i.Name, i.MAC)
 		}
@@ -145,13 +154,6 @@ func making(i netconfig.Interface) []string {
 		lines = append(lines, "post-down ip link del dev "+i.Name)
 	}
 	return lines
-}
-
-func bit(on bool) int {
-	if on {
-		return 1
-	}
-	return 0
 }
 
 // link pins the name of a NIC, see systemd.link(5).

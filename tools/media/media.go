@@ -1,0 +1,433 @@
+// Package media makes what machines boot from. It begins with the initramfs:
+// the shared part that `make initramfs` builds, followed by further archives
+// with kernel modules, the site's certificates and a machine's configuration,
+// which the kernel unpacks one after the other. It needs no Go tool chain, no
+// root and no other program, and never puts a private key into a medium
+// unless it is asked to.
+package media
+
+import (
+	"compress/gzip"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+
+	"github.com/firstlight/firstlight/uinit/modules"
+)
+
+// Options say what goes into an initramfs.
+type Options struct {
+	// Base is the file that `make initramfs` built.
+	Base string
+	// KernelDir holds vmlinuz and the kernel's modules with depmod's files,
+	// under lib/modules/<release> or modules/<release>. It may be empty with
+	// SetNone.
+	KernelDir string
+	// Modules is the set of modules; empty means SetCommon.
+	Modules Set
+	// Files is a directory with the machine's configuration, which goes to
+	// /tftpdata; the installer then asks no server for it. Empty: none.
+	Files string
+	// CA is the site's certificate authority (PEM), for /etc/ssl/CA.pem.
+	// Empty: none, and the installer speaks plain text, loudly.
+	CA string
+	// Cert and Key are the installer's own certificate and its private key
+	// (PEM). They are taken only together with WithIdentity: whoever can read
+	// the medium can then pass for the machine.
+	Cert, Key    string
+	WithIdentity bool
+	// Out is the file to write, whole or not at all.
+	Out string
+}
+
+// Part is one archive of an initramfs.
+type Part struct {
+	Name  string `json:"name"`  // base, modules, site
+	Bytes int64  `json:"bytes"` // as it lies in the file
+}
+
+// Report says what came out.
+type Report struct {
+	Parts   []Part `json:"parts"`
+	Kernel  string `json:"kernel"`  // path of the kernel that belongs to it; "" with SetNone
+	Release string `json:"release"` // its release, as uname -r prints it
+	Modules int    `json:"modules"` // how many modules went in
+	Bytes   int64  `json:"bytes"`   // of the whole file
+}
+
+// Initramfs writes an initramfs. Mistakes in the options and files that are
+// not what they should be are of type *Error; nothing is written then.
+func Initramfs(ctx context.Context, options Options) (Report, error) {
+	if options.Modules == "" {
+		options.Modules = SetCommon
+	}
+	base, built, err := readBase(options.Base)
+	if err != nil {
+		return Report{}, err
+	}
+	report := Report{}
+	parts := [][]byte{base}
+	report.Parts = append(report.Parts, Part{"base", int64(len(base))})
+
+	if options.Modules != SetNone {
+		kernel, err := openKernel(options.KernelDir)
+		if err != nil {
+			return Report{}, err
+		}
+		files, count, err := kernel.subset(ctx, options.Modules)
+		if err != nil {
+			return Report{}, err
+		}
+		packed, err := pack(files, built, nil)
+		if err != nil {
+			return Report{}, err
+		}
+		parts = append(parts, packed)
+		report.Parts = append(report.Parts, Part{"modules", int64(len(packed))})
+		report.Kernel, report.Release, report.Modules = kernel.image, kernel.release, count
+	}
+
+	site, err := siteFiles(options)
+	if err != nil {
+		return Report{}, err
+	}
+	if len(site) > 0 {
+		packed, err := pack(site, built, map[string]uint64{"tftpdata": 0o700, "etc/ssl/installer": 0o700})
+		if err != nil {
+			return Report{}, err
+		}
+		parts = append(parts, packed)
+		report.Parts = append(report.Parts, Part{"site", int64(len(packed))})
+	}
+	for _, part := range report.Parts {
+		report.Bytes += part.Bytes
+	}
+	if err := ctx.Err(); err != nil {
+		return Report{}, err
+	}
+	mode := os.FileMode(0o644)
+	if options.WithIdentity {
+		mode = 0o600
+	}
+	if err := writeWhole(options.Out, mode, parts...); err != nil {
+		return Report{}, fmt.Errorf("writing %s: %w", options.Out, err)
+	}
+	return report, nil
+}
+
+// pack encodes and compresses.
+func pack(files archive, built time.Time, private map[string]uint64) ([]byte, error) {
+	raw, err := files.encode(built, private)
+	if err != nil {
+		return nil, err
+	}
+	return compress(raw)
+}
+
+// readBase reads the shared part. Times in the other archives are its own.
+func readBase(name string) ([]byte, time.Time, error) {
+	if name == "" {
+		return nil, time.Time{}, &Error{code: codeUsage, text: "no base initramfs given: `make initramfs` builds it"}
+	}
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, time.Time{}, &Error{code: codeUsage, text: "the base initramfs is not there: `make initramfs` builds it", err: err}
+	}
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	zstdMagic, cpioMagic, gzipMagic, xzMagic := "\x28\xb5\x2f\xfd", "070701", "\x1f\x8b", "\xfd7zXZ\x00"
+	known := slices.ContainsFunc([]string{zstdMagic, cpioMagic, gzipMagic, xzMagic}, func(magic string) bool {
+		return strings.HasPrefix(string(data[:min(len(data), 8)]), magic)
+	})
+	if !known {
+		return nil, time.Time{}, &Error{code: codeUsage, text: name + " is no initramfs: neither a cpio archive nor a compressed one"}
+	}
+	// A fixed time: the kernel shows it to nobody, and the same files shall
+	// make the same bytes.
+	return padded(data), time.Unix(0, 0), nil
+}
+
+// kernel is a kernel with its modules.
+type kernel struct {
+	image   string // path of vmlinuz
+	release string
+	dir     string // path of the modules directory
+	index   *modules.Index
+}
+
+// openKernel finds kernel and modules in a directory. More than one release
+// in it is refused: the wrong one would be found out only at boot.
+func openKernel(dir string) (kernel, error) {
+	if dir == "" {
+		return kernel{}, &Error{code: codeUsage, text: "no kernel directory given (it holds vmlinuz and modules)"}
+	}
+	var found []string
+	for _, below := range []string{"lib/modules", "modules", "usr/lib/modules"} {
+		matches, err := filepath.Glob(filepath.Join(dir, below, "*", "modules.dep"))
+		if err != nil {
+			return kernel{}, err
+		}
+		if len(matches) > 0 {
+			found = matches
+			break
+		}
+	}
+	switch len(found) {
+	case 0:
+		return kernel{}, &Error{code: codeKernel, text: fmt.Sprintf("%s has no lib/modules/<release>/modules.dep: unpack a kernel package there and run `depmod -b`", dir)}
+	case 1:
+	default:
+		return kernel{}, &Error{code: codeKernel, text: fmt.Sprintf("%s has modules of %d kernels; one must be left", dir, len(found))}
+	}
+	k := kernel{dir: filepath.Dir(found[0])}
+	k.release = filepath.Base(k.dir)
+	for _, name := range []string{"vmlinuz", "boot/vmlinuz-" + k.release, "vmlinuz-" + k.release} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			k.image = filepath.Join(dir, name)
+			break
+		}
+	}
+	if k.image == "" {
+		return kernel{}, &Error{code: codeKernel, text: fmt.Sprintf("%s has no vmlinuz", dir)}
+	}
+	index, err := modules.Read(os.DirFS(k.dir))
+	if err != nil {
+		return kernel{}, &Error{code: codeKernel, text: "the kernel's module index cannot be read", err: err}
+	}
+	k.index = index
+	return k, nil
+}
+
+// subset returns the files of a set: the modules, unpacked (the whole archive
+// is compressed better than each by itself), and depmod's files, cut down.
+func (k kernel) subset(ctx context.Context, set Set) (archive, int, error) {
+	steps, err := choose(k.index, set)
+	if err != nil {
+		return nil, 0, err
+	}
+	root := path.Join("lib/modules", k.release)
+	files := archive{}
+	kept := map[string]bool{}
+	for _, step := range steps {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
+		}
+		data, err := readModule(filepath.Join(k.dir, step.File))
+		if err != nil {
+			return nil, 0, &Error{code: codeKernel, text: "a module cannot be read", err: err}
+		}
+		files[path.Join(root, plainName(step.File))] = archiveFile{data, 0o644}
+		kept[step.Name] = true
+	}
+	for _, list := range []struct {
+		name     string
+		optional bool
+		filter   func(text string) []byte
+	}{
+		{"modules.dep", false, func(text string) []byte {
+			lines := filterLines(text, func(line string) bool {
+				file, _, _ := strings.Cut(line, ":")
+				return kept[modules.Name(file)]
+			})
+			return []byte(withoutCompression(string(lines)))
+		}},
+		{"modules.alias", false, func(text string) []byte {
+			return filterLines(text, func(line string) bool {
+				return kept[modules.Name(line[strings.LastIndexByte(line, ' ')+1:])]
+			})
+		}},
+		{"modules.softdep", true, func(text string) []byte {
+			return filterLines(text, func(line string) bool {
+				words := strings.Fields(line)
+				return len(words) > 1 && kept[modules.Name(words[1])]
+			})
+		}},
+		{"modules.builtin", true, func(text string) []byte { return []byte(text) }},
+	} {
+		text, err := os.ReadFile(filepath.Join(k.dir, list.name))
+		if list.optional && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		files[path.Join(root, list.name)] = archiveFile{list.filter(string(text)), 0o644}
+	}
+	return files, len(steps), nil
+}
+
+// withoutCompression rewrites the file names of modules.dep for modules that
+// lie in the archive unpacked.
+func withoutCompression(text string) string {
+	return strings.NewReplacer(".ko.gz", ".ko", ".ko.xz", ".ko", ".ko.zst", ".ko").Replace(text)
+}
+
+// readModule reads a module, unpacked.
+func readModule(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var r io.Reader = f
+	switch path.Ext(name) {
+	case ".gz":
+		r, err = gzip.NewReader(f)
+	case ".xz":
+		r, err = xz.NewReader(f)
+	case ".zst":
+		var d *zstd.Decoder
+		if d, err = zstd.NewReader(f, zstd.WithDecoderConcurrency(1)); err == nil {
+			defer d.Close()
+			r = d
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return data, nil
+}
+
+// siteFiles collects configuration and certificates.
+func siteFiles(options Options) (archive, error) {
+	files := archive{}
+	if options.Files != "" {
+		if err := addConfiguration(files, options.Files); err != nil {
+			return nil, err
+		}
+	}
+	if options.CA != "" {
+		data, err := os.ReadFile(options.CA)
+		if err != nil {
+			return nil, &Error{code: codeUsage, text: "the certificate authority cannot be read", err: err}
+		}
+		if strings.Contains(string(data), "PRIVATE KEY") {
+			return nil, &Error{code: codeSecret, text: options.CA + " has a private key in it; give the certificate alone"}
+		}
+		if !x509.NewCertPool().AppendCertsFromPEM(data) {
+			return nil, &Error{code: codeUsage, text: options.CA + " holds no certificate in PEM form"}
+		}
+		files["etc/ssl/CA.pem"] = archiveFile{data, 0o644}
+	}
+	switch {
+	case options.WithIdentity && (options.Cert == "" || options.Key == ""):
+		return nil, &Error{code: codeUsage, text: "an identity needs both a certificate and its key"}
+	case !options.WithIdentity && (options.Cert != "" || options.Key != ""):
+		return nil, &Error{code: codeSecret, text: "a private key goes into a medium only with --with-identity: whoever reads the medium can use it"}
+	case options.WithIdentity:
+		if _, err := tls.LoadX509KeyPair(options.Cert, options.Key); err != nil {
+			return nil, &Error{code: codeUsage, text: "certificate and key do not belong together", err: err}
+		}
+		for name, file := range map[string]string{"cert.pem": options.Cert, "key.pem": options.Key} {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				return nil, err
+			}
+			files["etc/ssl/installer/"+name] = archiveFile{data, 0o600}
+		}
+	}
+	return files, nil
+}
+
+// addConfiguration takes every regular file of a directory.
+func addConfiguration(files archive, dir string) error {
+	found := false
+	err := filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			return nil
+		}
+		info, err := os.Stat(name) // a link in a site directory stands for its file
+		if err != nil {
+			return err
+		}
+		if !info.Mode().IsRegular() {
+			return nil
+		}
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(data), "PRIVATE KEY-----") {
+			return &Error{code: codeSecret, text: name + " is a private key; it does not belong among the configuration files"}
+		}
+		below, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		found = true
+		files[path.Join("tftpdata", filepath.ToSlash(below))] = archiveFile{data, 0o600}
+		return nil
+	})
+	var coded *Error
+	if errors.As(err, &coded) {
+		return err
+	}
+	if err != nil {
+		return &Error{code: codeUsage, text: "the configuration files cannot be read", err: err}
+	}
+	if !found {
+		return &Error{code: codeUsage, text: dir + " has no configuration files"}
+	}
+	return nil
+}
+
+// writeWhole writes a file so that a reader finds the old one or the new one.
+func writeWhole(name string, mode os.FileMode, parts ...[]byte) (err error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+	}()
+	for _, part := range parts {
+		if _, err := f.Write(part); err != nil {
+			return err
+		}
+	}
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	dir, err2 := os.Open(filepath.Dir(name))
+	if err2 != nil {
+		return nil // the file is there; that its name is durable was only a wish
+	}
+	_ = dir.Sync() // some file-systems cannot
+	_ = dir.Close()
+	return nil
+}

@@ -120,8 +120,9 @@ func (c *Client) Open(ctx context.Context, digest object.Digest) (io.ReadCloser,
 
 // Upload sends objects until next answers io.EOF. When it returns nil all of
 // them are verified by the server and durable. next is called from one
-// goroutine; its other errors end the call and are returned as they are.
-func (c *Client) Upload(ctx context.Context, next func() (Offer, error)) error {
+// goroutine, with a context that ends when the call is over; its other errors
+// end the call and are returned as they are.
+func (c *Client) Upload(ctx context.Context, next func(context.Context) (Offer, error)) error {
 	return c.upload(ctx, next)
 }
 

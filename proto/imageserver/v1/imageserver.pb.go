@@ -767,7 +767,7 @@ func (x *PutObjectsRequest) GetPieces() []*Piece {
 
 type PutObjectsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Objects       uint64                 `protobuf:"varint,1,opt,name=objects,proto3" json:"objects,omitempty"` // that are durable now
+	Objects       uint64                 `protobuf:"varint,1,opt,name=objects,proto3" json:"objects,omitempty"` // durable now, of all that this call sent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1085,7 +1085,7 @@ const file_proto_imageserver_v1_imageserver_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\v2 .firstlight.imageserver.v1.ImageR\x05image*/\n" +
 	"\bEncoding\x12\x10\n" +
 	"\fENCODING_RAW\x10\x00\x12\x11\n" +
-	"\rENCODING_ZSTD\x10\x012\xe9\x06\n" +
+	"\rENCODING_ZSTD\x10\x012\xeb\x06\n" +
 	"\vImageServer\x12e\n" +
 	"\bGetImage\x12*.firstlight.imageserver.v1.GetImageRequest\x1a+.firstlight.imageserver.v1.GetImageResponse0\x01\x12i\n" +
 	"\n" +
@@ -1094,9 +1094,9 @@ const file_proto_imageserver_v1_imageserver_proto_rawDesc = "" +
 	"ListImages\x12,.firstlight.imageserver.v1.ListImagesRequest\x1a-.firstlight.imageserver.v1.ListImagesResponse0\x01\x12l\n" +
 	"\vHaveObjects\x12-.firstlight.imageserver.v1.HaveObjectsRequest\x1a..firstlight.imageserver.v1.HaveObjectsResponse\x12k\n" +
 	"\n" +
-	"GetObjects\x12,.firstlight.imageserver.v1.GetObjectsRequest\x1a-.firstlight.imageserver.v1.GetObjectsResponse0\x01\x12k\n" +
+	"GetObjects\x12,.firstlight.imageserver.v1.GetObjectsRequest\x1a-.firstlight.imageserver.v1.GetObjectsResponse0\x01\x12m\n" +
 	"\n" +
-	"PutObjects\x12,.firstlight.imageserver.v1.PutObjectsRequest\x1a-.firstlight.imageserver.v1.PutObjectsResponse(\x01\x12e\n" +
+	"PutObjects\x12,.firstlight.imageserver.v1.PutObjectsRequest\x1a-.firstlight.imageserver.v1.PutObjectsResponse(\x010\x01\x12e\n" +
 	"\bAddImage\x12*.firstlight.imageserver.v1.AddImageRequest\x1a+.firstlight.imageserver.v1.AddImageResponse(\x01\x12l\n" +
 	"\vDeleteImage\x12-.firstlight.imageserver.v1.DeleteImageRequest\x1a..firstlight.imageserver.v1.DeleteImageResponseBEZCgithub.com/firstlight/firstlight/proto/imageserver/v1;imageserverv1b\x06proto3"
 

@@ -44,10 +44,11 @@ const (
 // A digest is always 32 bytes; a field named "digests" holds digests one after
 // the other.
 //
-// Status codes: INVALID_ARGUMENT a malformed name or digest, NOT_FOUND no such
+// Status codes: INVALID_ARGUMENT a malformed name or digest, or bytes sent that
+// are not what their digest says, NOT_FOUND no such
 // image or object, ALREADY_EXISTS a name that has another manifest,
 // FAILED_PRECONDITION an image whose objects are not all there, DATA_LOSS
-// stored or received bytes that are not what their digest says,
+// stored bytes that are not what their digest says,
 // RESOURCE_EXHAUSTED no space, UNAUTHENTICATED no client certificate,
 // PERMISSION_DENIED one whose role does not suffice.
 type ImageServerClient interface {
@@ -65,9 +66,10 @@ type ImageServerClient interface {
 	// in order. Every object has been decoded and hashed before its last piece
 	// leaves: the stream ends with DATA_LOSS instead where one is damaged.
 	GetObjects(ctx context.Context, in *GetObjectsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetObjectsResponse], error)
-	// PutObjects takes objects. The answer comes when all of them are verified
-	// and durable; where the call fails, those that had come may be there.
-	PutObjects(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PutObjectsRequest, PutObjectsResponse], error)
+	// PutObjects takes objects. Each answer says how many of those sent, from the
+	// first on, are verified and durable by now; the call ends well when all are.
+	// Where it fails, further ones may be there too.
+	PutObjects(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PutObjectsRequest, PutObjectsResponse], error)
 	// AddImage gives a manifest a name. All its objects must be there. The image
 	// is visible, at once and durably, when the answer comes. Adding the same
 	// again changes nothing.
@@ -161,7 +163,7 @@ func (c *imageServerClient) GetObjects(ctx context.Context, in *GetObjectsReques
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ImageServer_GetObjectsClient = grpc.ServerStreamingClient[GetObjectsResponse]
 
-func (c *imageServerClient) PutObjects(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PutObjectsRequest, PutObjectsResponse], error) {
+func (c *imageServerClient) PutObjects(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PutObjectsRequest, PutObjectsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &ImageServer_ServiceDesc.Streams[3], ImageServer_PutObjects_FullMethodName, cOpts...)
 	if err != nil {
@@ -172,7 +174,7 @@ func (c *imageServerClient) PutObjects(ctx context.Context, opts ...grpc.CallOpt
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ImageServer_PutObjectsClient = grpc.ClientStreamingClient[PutObjectsRequest, PutObjectsResponse]
+type ImageServer_PutObjectsClient = grpc.BidiStreamingClient[PutObjectsRequest, PutObjectsResponse]
 
 func (c *imageServerClient) AddImage(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[AddImageRequest, AddImageResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -207,10 +209,11 @@ func (c *imageServerClient) DeleteImage(ctx context.Context, in *DeleteImageRequ
 // A digest is always 32 bytes; a field named "digests" holds digests one after
 // the other.
 //
-// Status codes: INVALID_ARGUMENT a malformed name or digest, NOT_FOUND no such
+// Status codes: INVALID_ARGUMENT a malformed name or digest, or bytes sent that
+// are not what their digest says, NOT_FOUND no such
 // image or object, ALREADY_EXISTS a name that has another manifest,
 // FAILED_PRECONDITION an image whose objects are not all there, DATA_LOSS
-// stored or received bytes that are not what their digest says,
+// stored bytes that are not what their digest says,
 // RESOURCE_EXHAUSTED no space, UNAUTHENTICATED no client certificate,
 // PERMISSION_DENIED one whose role does not suffice.
 type ImageServerServer interface {
@@ -228,9 +231,10 @@ type ImageServerServer interface {
 	// in order. Every object has been decoded and hashed before its last piece
 	// leaves: the stream ends with DATA_LOSS instead where one is damaged.
 	GetObjects(*GetObjectsRequest, grpc.ServerStreamingServer[GetObjectsResponse]) error
-	// PutObjects takes objects. The answer comes when all of them are verified
-	// and durable; where the call fails, those that had come may be there.
-	PutObjects(grpc.ClientStreamingServer[PutObjectsRequest, PutObjectsResponse]) error
+	// PutObjects takes objects. Each answer says how many of those sent, from the
+	// first on, are verified and durable by now; the call ends well when all are.
+	// Where it fails, further ones may be there too.
+	PutObjects(grpc.BidiStreamingServer[PutObjectsRequest, PutObjectsResponse]) error
 	// AddImage gives a manifest a name. All its objects must be there. The image
 	// is visible, at once and durably, when the answer comes. Adding the same
 	// again changes nothing.
@@ -262,7 +266,7 @@ func (UnimplementedImageServerServer) HaveObjects(context.Context, *HaveObjectsR
 func (UnimplementedImageServerServer) GetObjects(*GetObjectsRequest, grpc.ServerStreamingServer[GetObjectsResponse]) error {
 	return status.Error(codes.Unimplemented, "method GetObjects not implemented")
 }
-func (UnimplementedImageServerServer) PutObjects(grpc.ClientStreamingServer[PutObjectsRequest, PutObjectsResponse]) error {
+func (UnimplementedImageServerServer) PutObjects(grpc.BidiStreamingServer[PutObjectsRequest, PutObjectsResponse]) error {
 	return status.Error(codes.Unimplemented, "method PutObjects not implemented")
 }
 func (UnimplementedImageServerServer) AddImage(grpc.ClientStreamingServer[AddImageRequest, AddImageResponse]) error {
@@ -366,7 +370,7 @@ func _ImageServer_PutObjects_Handler(srv interface{}, stream grpc.ServerStream) 
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type ImageServer_PutObjectsServer = grpc.ClientStreamingServer[PutObjectsRequest, PutObjectsResponse]
+type ImageServer_PutObjectsServer = grpc.BidiStreamingServer[PutObjectsRequest, PutObjectsResponse]
 
 func _ImageServer_AddImage_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(ImageServerServer).AddImage(&grpc.GenericServerStream[AddImageRequest, AddImageResponse]{ServerStream: stream})
@@ -432,6 +436,7 @@ var ImageServer_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "PutObjects",
 			Handler:       _ImageServer_PutObjects_Handler,
+			ServerStreams: true,
 			ClientStreams: true,
 		},
 		{

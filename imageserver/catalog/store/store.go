@@ -1,0 +1,261 @@
+// Package store keeps the entries of a catalog in a directory: one JSON file an
+// image, images/<name>.json, where each "/" of the name is written ",". A file
+// is written whole, synced and renamed, and its directory synced, so an image
+// is there completely or not at all, also after a power cut.
+//
+// It never touches objects or manifests; those lie in an object.Store.
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/imageserver/catalog"
+	"github.com/firstlight/firstlight/imageserver/object"
+)
+
+// format is the version of the files. A newer one is refused.
+const format = 1
+
+const (
+	imagesName = "images"
+	lockName   = ".lock"
+	suffix     = ".json"
+)
+
+// Error is a directory that cannot be used; docs/errors.md explains its codes.
+type Error struct {
+	code string
+	text string
+	err  error
+}
+
+// Error is the text, with the cause where there is one.
+func (e *Error) Error() string {
+	if e.err != nil {
+		return e.text + ": " + e.err.Error()
+	}
+	return e.text
+}
+
+// Code is the stable code: SRV-013 (in use), SRV-014 (a damaged or newer file).
+func (e *Error) Code() string { return e.code }
+
+// Unwrap is the cause.
+func (e *Error) Unwrap() error { return e.err }
+
+// file is an entry as it is written down.
+type file struct {
+	Format     int               `json:"format"`
+	Name       string            `json:"name"`
+	Manifest   object.Digest     `json:"manifest"`
+	Added      time.Time         `json:"added"`
+	AddedBy    string            `json:"addedBy,omitempty"`
+	Bytes      uint64            `json:"bytes"`
+	Objects    uint64            `json:"objects"`
+	Inodes     uint64            `json:"inodes"`
+	Attributes map[string]string `json:"attributes,omitempty"`
+}
+
+// Store is a catalog in a directory. It is safe for concurrent use by one
+// process, and locks the directory against others.
+type Store struct {
+	directory string
+	lock      *os.File
+	now       func() time.Time
+
+	mutex   sync.RWMutex
+	catalog *catalog.Catalog
+}
+
+// Open reads the entries below path, making the directory if it is not there.
+// The error is an *Error where another process uses it, or where a file is
+// damaged: an image must not vanish silently. Close lets it go.
+func Open(path string, now func() time.Time) (*Store, error) {
+	s := &Store{directory: filepath.Join(path, imagesName), now: now}
+	if err := os.MkdirAll(s.directory, 0o755); err != nil {
+		return nil, fmt.Errorf("making the catalog: %w", err)
+	}
+	if err := syncDirectory(path); err != nil {
+		return nil, fmt.Errorf("making the catalog: %w", err)
+	}
+	var err error
+	if s.lock, err = os.OpenFile(filepath.Join(s.directory, lockName), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+		return nil, fmt.Errorf("opening the catalog: %w", err)
+	}
+	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(&Error{"SRV-013", path + " is in use by another image server", err}, s.lock.Close())
+	}
+	if s.catalog, err = s.read(); err != nil {
+		return nil, errors.Join(err, s.lock.Close())
+	}
+	return s, nil
+}
+
+// Close unlocks the directory.
+func (s *Store) Close() error { return s.lock.Close() }
+
+func (s *Store) read() (*catalog.Catalog, error) {
+	names, err := os.ReadDir(s.directory)
+	if err != nil {
+		return nil, fmt.Errorf("reading the catalog: %w", err)
+	}
+	var entries []catalog.Entry
+	for _, name := range names {
+		path := filepath.Join(s.directory, name.Name())
+		switch {
+		case strings.HasPrefix(name.Name(), ".new-"):
+			// Left by a process that died before the rename.
+			if err := os.Remove(path); err != nil {
+				return nil, fmt.Errorf("cleaning up the catalog: %w", err)
+			}
+		case strings.HasSuffix(name.Name(), suffix) && name.Name()[0] != '.':
+			entry, err := readFile(path)
+			if err != nil {
+				return nil, &Error{"SRV-014", "the catalog's file " + path + " cannot be used", err}
+			}
+			entries = append(entries, entry)
+		}
+	}
+	return catalog.New(entries)
+}
+
+func readFile(path string) (catalog.Entry, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return catalog.Entry{}, err
+	}
+	// The version first: a newer file may have fields of any shape.
+	var version struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(data, &version); err != nil {
+		return catalog.Entry{}, err
+	}
+	if version.Format != format {
+		return catalog.Entry{}, fmt.Errorf("it has format %d, this program reads format %d", version.Format, format)
+	}
+	var f file
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&f); err != nil {
+		return catalog.Entry{}, err
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return catalog.Entry{}, errors.New("something follows the entry")
+	}
+	if fileName(f.Name) != filepath.Base(path) || f.Manifest.IsZero() {
+		return catalog.Entry{}, fmt.Errorf("it describes image %q, which belongs in %s", f.Name, fileName(f.Name))
+	}
+	return catalog.Entry{
+		Name: f.Name, Digest: f.Manifest, Added: f.Added.UTC(), AddedBy: f.AddedBy,
+		Bytes: f.Bytes, Objects: f.Objects, Inodes: f.Inodes, Attributes: f.Attributes,
+	}, nil
+}
+
+func fileName(name string) string { return strings.ReplaceAll(name, "/", ",") + suffix }
+
+// Resolve is catalog.Catalog's.
+func (s *Store) Resolve(name string) (catalog.Entry, error) {
+	s.mutex.RLock()
+	defer s.mutex.RUnlock()
+	return s.catalog.Resolve(name)
+}
+
+// List is catalog.Catalog's.
+func (s *Store) List(prefix string) []catalog.Entry {
+	s.mutex.RLock()
+	defer s.mutex.RUnlock()
+	return s.catalog.List(prefix)
+}
+
+// Len is the number of images.
+func (s *Store) Len() int {
+	s.mutex.RLock()
+	defer s.mutex.RUnlock()
+	return s.catalog.Len()
+}
+
+// Add adds an entry, durably, and returns it with its time; or the one that is
+// there, and true, where the same image has the name already. The error is a
+// *catalog.Error where the name cannot be used.
+func (s *Store) Add(entry catalog.Entry) (catalog.Entry, bool, error) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	entry, there, err := s.catalog.Prepare(entry, s.now())
+	if err != nil || there {
+		return entry, there, err
+	}
+	if err := s.write(entry); err != nil {
+		return catalog.Entry{}, false, fmt.Errorf("writing image %s into the catalog: %w", entry.Name, err)
+	}
+	s.catalog.Put(entry)
+	return entry, false, nil
+}
+
+// Delete takes an entry out, durably, unless digest is not zero and the entry
+// has another, and returns it. The error is a *catalog.Error where there is
+// none.
+func (s *Store) Delete(name string, digest object.Digest) (catalog.Entry, error) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	entry, err := s.catalog.Get(name, digest)
+	if err != nil {
+		return catalog.Entry{}, err
+	}
+	err = os.Remove(filepath.Join(s.directory, fileName(name)))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return catalog.Entry{}, fmt.Errorf("deleting image %s: %w", name, err)
+	}
+	if err := syncDirectory(s.directory); err != nil {
+		return catalog.Entry{}, fmt.Errorf("deleting image %s: %w", name, err)
+	}
+	return s.catalog.Remove(entry.Name, digest)
+}
+
+func (s *Store) write(entry catalog.Entry) (err error) {
+	data, err := json.MarshalIndent(file{
+		Format: format, Name: entry.Name, Manifest: entry.Digest, Added: entry.Added, AddedBy: entry.AddedBy,
+		Bytes: entry.Bytes, Objects: entry.Objects, Inodes: entry.Inodes, Attributes: entry.Attributes,
+	}, "", "\t")
+	if err != nil {
+		return err
+	}
+	temporary, err := os.CreateTemp(s.directory, ".new-*")
+	if err != nil {
+		return err
+	}
+	if _, err = temporary.Write(append(data, '\n')); err == nil {
+		err = temporary.Chmod(0o644)
+	}
+	if err == nil {
+		err = temporary.Sync()
+	}
+	err = errors.Join(err, temporary.Close())
+	if err == nil {
+		err = os.Rename(temporary.Name(), filepath.Join(s.directory, fileName(entry.Name)))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(temporary.Name()))
+	}
+	return syncDirectory(s.directory)
+}
+
+func syncDirectory(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,102 @@
+package config
+
+// The raw structs mirror the files, names and all.
+
+// rawMachineFile is config.json.
+type rawMachineFile struct {
+	Error    text
+	Location text
+	Machine  rawMachine
+	Subnets  []rawSubnet
+	Install  rawInstall
+}
+
+type rawEntry struct {
+	position
+	Hostname       text
+	HostIpAddress  text
+	HostMacAddress text
+	SubnetId       text
+	VlanTrunk      boolean
+}
+
+type rawMachine struct {
+	position
+	ArchitectureType        text
+	MemoryInMiB             number
+	NumCPUs                 number
+	TotalVolumeBytes        number
+	GatewaySubnetId         text
+	IPMI                    rawEntry // for the fleet's programs
+	Location                text
+	Hostname                text
+	HostIpAddress           text
+	HostMacAddress          text
+	SubnetId                text
+	VlanTrunk               boolean
+	OwnerGroups             []text // for the fleet's programs
+	OwnerUsers              []text // for the fleet's programs
+	SecondaryNetworkEntries []rawEntry
+	Tags                    map[string]text
+}
+
+type rawSubnet struct {
+	position
+	Id                text
+	IpGateway         text
+	IpMask            text
+	DomainName        text
+	DomainNameServers []text
+	DisableMetadata   boolean // for the fleet's programs
+	Manage            boolean
+	VlanId            number
+	AllowedGroups     []text // for the fleet's programs
+	AllowedUsers      []text // for the fleet's programs
+	FirstDynamicIP    text   // for the fleet's programs
+	LastDynamicIP     text   // for the fleet's programs
+	Tags              map[string]text
+}
+
+type rawInstall struct {
+	position
+	KernelOptions           text
+	NetworkRenderer         text
+	WaitAfterFailureSeconds number
+
+	RequireApproval unsupported
+	ProveNetwork    unsupported
+	LowMemory       unsupported
+	FirstBoot       unsupported
+	Steps           unsupported
+}
+
+// rawLayoutFile is storage-layout.json.
+type rawLayoutFile struct {
+	position
+	BootDriveLayout          []rawVolume
+	ExtraMountPointsBasename text
+	Encrypt                  boolean
+	UseKexec                 boolean
+
+	BootDisk   unsupported
+	DataDisks  unsupported
+	Overwrite  unsupported
+	Preserve   unsupported
+	Erase      unsupported
+	Mirror     unsupported
+	Firmware   unsupported
+	Encryption unsupported
+}
+
+type rawVolume struct {
+	position
+	FileSystemType           text
+	FileSystemLabel          text
+	MountPoint               text
+	MinimumBytes             number
+	MinimumFreeBytes         number
+	BytesPerInode            number
+	ReservedBlocksPercentage number
+	RootUserId               number
+	RootGroupId              number
+}

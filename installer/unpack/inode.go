@@ -1,0 +1,368 @@
+package unpack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/imageserver/image"
+)
+
+const (
+	bufferBytes = 256 << 10
+	// holeBytes of zeros, aligned, are left out of a file and so take no
+	// room on the disk. Smaller holes would only scatter the file.
+	holeBytes = 64 << 10
+)
+
+// dirs opens directories below top, component by component and following no
+// symbolic link (O_NOFOLLOW), and keeps the last one open: neighbours in
+// path order mostly share it.
+type dirs struct {
+	top  int
+	path string
+	fd   int // -1: none
+}
+
+func newDirs(top int) *dirs { return &dirs{top: top, fd: -1} }
+
+// open returns a descriptor of the directory p, valid until the next call.
+func (d *dirs) open(p string) (int, error) {
+	if d.fd >= 0 && d.path == p {
+		return d.fd, nil
+	}
+	d.close()
+	fd, err := openDirectory(d.top, p)
+	if err != nil {
+		return -1, err
+	}
+	d.path, d.fd = p, fd
+	return fd, nil
+}
+
+func (d *dirs) close() {
+	if d.fd >= 0 {
+		_ = unix.Close(d.fd) // a directory: nothing is lost
+		d.fd = -1
+	}
+}
+
+func openDirectory(top int, p string) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := openat(top, ".", flags, 0)
+	if err != nil || p == "." {
+		return fd, err
+	}
+	for name := range strings.SplitSeq(p, "/") {
+		next, err := openat(fd, name, flags, 0)
+		_ = unix.Close(fd) // as above
+		if err != nil {
+			return -1, err
+		}
+		fd = next
+	}
+	return fd, nil
+}
+
+// openat is openat(2), repeated when a signal of the Go runtime interrupts.
+func openat(dir int, name string, flags int, mode uint32) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, name, flags, mode)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// split is the directory of p and the name in it.
+func split(p string) (dir, name string) { return path.Dir(p), path.Base(p) }
+
+// makeDirectory makes p, or replaces what is there and is no directory. Its
+// attributes come at the end; until then nobody else may look into it.
+func (u *unpacker) makeDirectory(d *dirs, p string) error {
+	if p == "." {
+		return nil
+	}
+	dir, name := split(p)
+	fd, err := d.open(dir)
+	if err != nil {
+		return failed("opening the directory of", p, err)
+	}
+	err = unix.Mkdirat(fd, name, 0o700)
+	if errors.Is(err, unix.EEXIST) {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return failed("looking at", p, err)
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return nil
+		}
+		if err := unix.Unlinkat(fd, name, 0); err != nil {
+			return failed("replacing", p, err)
+		}
+		err = unix.Mkdirat(fd, name, 0o700)
+	}
+	if err != nil {
+		return failed("making the directory", p, err)
+	}
+	return nil
+}
+
+// finishDirectory sets the attributes of a directory, the time last.
+func (u *unpacker) finishDirectory(d *dirs, i int) error {
+	e := u.entries[i]
+	fd, err := d.open(e.Path)
+	if err != nil {
+		return failed("opening", e.Path, err)
+	}
+	if !u.keepOwner[e.Path] {
+		if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil && !hasNoOwners(fd) {
+			return failed("setting the owner of", e.Path, err)
+		}
+	}
+	return setModeXattrsTimes(fd, e)
+}
+
+// setModeXattrsTimes sets what comes after the owner: chown(2) clears set-id
+// bits and security.capability. An access ACL lies in the mode's group bits,
+// so it comes after the mode.
+func setModeXattrsTimes(fd int, e image.Entry) error {
+	if err := unix.Fchmod(fd, e.Mode&0o7777); err != nil && !hasNoOwners(fd) {
+		return failed("setting the mode of", e.Path, err)
+	}
+	for _, x := range e.Xattrs {
+		if err := unix.Fsetxattr(fd, x.Name, x.Value, 0); err != nil && !hasNoOwners(fd) {
+			return failed("setting the extended attribute "+x.Name+" of", e.Path, err)
+		}
+	}
+	return setTimes(fd, "", e)
+}
+
+// hasNoOwners says whether fd is on a FAT file-system, such as the ESP,
+// which has no owners, modes or attributes to set.
+func hasNoOwners(fd int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(fd, &st) == nil && st.Type == unix.MSDOS_SUPER_MAGIC
+}
+
+// create calls make to make name in the directory fd. What is there already
+// is removed first, unless it is a directory with something in it.
+func create(fd int, name string, make func() error) error {
+	err := make()
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	err = unix.Unlinkat(fd, name, 0)
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
+		err = unix.Unlinkat(fd, name, unix.AT_REMOVEDIR)
+	}
+	if err != nil {
+		return fmt.Errorf("something else is there: %w", err)
+	}
+	return make()
+}
+
+// link makes the entry i a further name of an inode on the same volume.
+func (u *unpacker) link(d *dirs, i int) error {
+	e := u.entries[i]
+	oldDir, oldName := split(u.first[i])
+	old, err := openDirectory(u.top, oldDir)
+	if err != nil {
+		return failed("opening the directory of", u.first[i], err)
+	}
+	defer unix.Close(old) // as in dirs.close
+	dir, name := split(e.Path)
+	fd, err := d.open(dir)
+	if err != nil {
+		return failed("opening the directory of", e.Path, err)
+	}
+	err = create(fd, name, func() error { return unix.Linkat(old, oldName, fd, name, 0) })
+	if err != nil {
+		return failed("linking", e.Path, err)
+	}
+	return nil
+}
+
+// sync writes everything of one file-system to its disk: cheaper than an
+// fsync for each file, and enough, as nothing is used before all is there.
+func (u *unpacker) sync(p string) error {
+	fd, err := openDirectory(u.top, p)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // a volume below which the image has nothing, and which nobody waited for
+	}
+	if err != nil {
+		return failed("opening", p, err)
+	}
+	defer unix.Close(fd) // as in dirs.close
+	if err := unix.Syncfs(fd); err != nil {
+		return failed("syncing the file-system at", p, err)
+	}
+	return nil
+}
+
+// worker writes files, with descriptors and a buffer of its own.
+type worker struct {
+	*unpacker
+	dirs   *dirs
+	buffer []byte
+}
+
+// write makes the entry i and returns how many bytes of content it has.
+func (w *worker) write(ctx context.Context, i int) (uint64, error) {
+	e := w.entries[i]
+	if target, ok := w.content[i]; ok {
+		p := e.Path
+		e = w.entries[target]
+		e.Path = p
+	}
+	dir, name := split(e.Path)
+	fd, err := w.dirs.open(dir)
+	if err != nil {
+		return 0, failed("opening the directory of", e.Path, err)
+	}
+	switch e.Type {
+	case image.File:
+		return e.Size, w.writeFile(ctx, fd, name, e)
+	case image.Symlink:
+		err = create(fd, name, func() error { return unix.Symlinkat(e.Target, fd, name) })
+	case image.CharDevice, image.BlockDevice, image.FIFO, image.Socket:
+		kind := map[image.Type]uint32{image.CharDevice: unix.S_IFCHR, image.BlockDevice: unix.S_IFBLK,
+			image.FIFO: unix.S_IFIFO, image.Socket: unix.S_IFSOCK}[e.Type]
+		number := unix.Mkdev(e.Major, e.Minor)
+		err = create(fd, name, func() error { return unix.Mknodat(fd, name, kind|e.Mode&0o7777, int(number)) })
+	default:
+		err = fmt.Errorf("an inode of unknown type %d", e.Type)
+	}
+	if err != nil {
+		return 0, failed("making", e.Path, err)
+	}
+	if err := unix.Fchownat(fd, name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0, failed("setting the owner of", e.Path, err)
+	}
+	if e.Type != image.Symlink { // a link has no mode (symlink(7)); the others are no links, we just made them
+		if err := unix.Fchmodat(fd, name, e.Mode&0o7777, 0); err != nil {
+			return 0, failed("setting the mode of", e.Path, err)
+		}
+	}
+	for _, x := range e.Xattrs {
+		// There is no lsetxattrat(2) before Linux 6.13, and devices must
+		// not be opened.
+		link := "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
+		if err := unix.Lsetxattr(link, x.Name, x.Value, 0); err != nil {
+			return 0, failed("setting the extended attribute "+x.Name+" of", e.Path, err)
+		}
+	}
+	return 0, setTimes(fd, name, e)
+}
+
+func (w *worker) writeFile(ctx context.Context, dir int, name string, e image.Entry) (err error) {
+	fd := -1
+	err = create(dir, name, func() (err error) {
+		fd, err = openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	if err != nil {
+		return failed("making", e.Path, err)
+	}
+	defer func() {
+		if closeErr := unix.Close(fd); err == nil && closeErr != nil {
+			err = failed("closing", e.Path, closeErr)
+		}
+	}()
+	if e.Size > 0 {
+		if err := w.copyContent(ctx, fd, e); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil && !hasNoOwners(fd) {
+		return failed("setting the owner of", e.Path, err)
+	}
+	return setModeXattrsTimes(fd, e)
+}
+
+func (w *worker) copyContent(ctx context.Context, fd int, e image.Entry) error {
+	r, err := w.objects.Open(ctx, e.Digest)
+	if err != nil {
+		return fmt.Errorf("unpacking /%s: %w", e.Path, err)
+	}
+	defer r.Close() // only read from
+	var at int64
+	hole := false
+	for {
+		n, err := io.ReadFull(r, w.buffer)
+		for rest := w.buffer[:n]; len(rest) > 0; {
+			block := rest[:min(holeBytes, len(rest))]
+			rest = rest[len(block):]
+			if hole = isZero(block); !hole {
+				if err := writeAt(fd, block, at); err != nil {
+					return failed("writing", e.Path, err)
+				}
+			}
+			at += int64(len(block))
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unpacking /%s: %w", e.Path, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+	}
+	if uint64(at) != e.Size {
+		return &Error{CodeContent, fmt.Errorf("unpacking /%s: its object has %d bytes, the manifest says %d", e.Path, at, e.Size)}
+	}
+	if hole {
+		if err := unix.Ftruncate(fd, at); err != nil {
+			return failed("writing", e.Path, err)
+		}
+	}
+	return nil
+}
+
+func writeAt(fd int, data []byte, at int64) error {
+	for len(data) > 0 {
+		n, err := unix.Pwrite(fd, data, at)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return err
+		case n == 0:
+			return io.ErrShortWrite
+		}
+		data, at = data[n:], at+int64(n)
+	}
+	return nil
+}
+
+// isZero looks at the first bytes alone where they settle it, as they do for
+// nearly every block.
+func isZero(block []byte) bool {
+	return block[0] == 0 && len(block) == holeBytes && bytes.Count(block, []byte{0}) == len(block)
+}
+
+// setTimes sets the time of modification, and that of access to the same, of
+// name in the directory fd, or of fd itself where name is empty.
+func setTimes(fd int, name string, e image.Entry) error {
+	ts := unix.Timespec{Sec: e.Seconds, Nsec: int64(e.Nanoseconds)}
+	times := []unix.Timespec{ts, ts}
+	var err error
+	if name == "" {
+		err = futimens(fd, times)
+	} else {
+		err = unix.UtimesNanoAt(fd, name, times, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
+		return failed("setting the time of", e.Path, err)
+	}
+	return nil
+}

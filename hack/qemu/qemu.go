@@ -25,10 +25,13 @@ const Program = "qemu-system-x86_64"
 // Config says what machine to start. The zero value of a field is the default
 // that its comment names.
 type Config struct {
-	// Dir is an existing directory for the machine's sockets, its console log
-	// (console.log) and what QEMU itself had to say (qemu.log). Its path must
-	// be short: a socket's may have 107 bytes.
+	// Dir is an existing directory for the machine's sockets and what QEMU
+	// itself had to say (qemu.log). Its path must be short: a socket's may have
+	// 107 bytes.
 	Dir string
+	// Log is the file that QEMU copies the console to, with every control
+	// character; it is overwritten. It is console.log in Dir by default.
+	Log string
 	// Accel is what NewProbe(…).Accel answered; "" is AccelTCG.
 	Accel Accel
 	// MemoryMiB is 2048 by default, CPUs 2.
@@ -95,6 +98,9 @@ func (c Config) arguments() ([]string, error) {
 	if c.Accel == "" {
 		c.Accel = AccelTCG
 	}
+	if c.Log == "" {
+		c.Log = c.path("console.log")
+	}
 	if c.MemoryMiB == 0 {
 		c.MemoryMiB = 2048
 	}
@@ -109,7 +115,7 @@ func (c Config) arguments() ([]string, error) {
 		"-machine", "pc", "-accel", string(c.Accel), "-cpu", c.Accel.CPU(),
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMiB),
 		"-device", "virtio-rng-pci",
-		"-chardev", "socket,id=console,path=" + escape(c.path("console.sock")) + ",server=on,wait=on,logfile=" + escape(c.path("console.log")) + ",logappend=off",
+		"-chardev", "socket,id=console,path=" + escape(c.path("console.sock")) + ",server=on,wait=on,logfile=" + escape(c.Log) + ",logappend=off",
 		"-serial", "chardev:console",
 		"-qmp", "unix:" + escape(c.path("qmp.sock")) + ",server=on,wait=off",
 	}
@@ -364,3 +370,7 @@ func (m *Machine) Writes(ctx context.Context) ([]Writes, error) {
 	}
 	return all, nil
 }
+
+// Socket is the path of the machine's serial console. Only one at a time can
+// be connected to it: after Release it is free.
+func (m *Machine) Socket() string { return m.config.path("console.sock") }

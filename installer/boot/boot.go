@@ -48,9 +48,8 @@ type Machine struct {
 	// Firmware is storage.BIOS or storage.UEFI, or storage.Both for a disk that
 	// must start with either.
 	Firmware storage.Firmware
-	// Consoles are the active consoles in the kernel's order, as in
-	// /sys/class/tty/console/active read from its end: the last one is to be
-	// /dev/console. Names such as tty0, ttyS0.
+	// Consoles are the active consoles, tty0 or ttyS0 for example, in the order of
+	// /sys/class/tty/console/active: the last one is /dev/console.
 	Consoles []string
 	// RootUUID is the UUID of the root file system, in blkid's spelling.
 	RootUUID string

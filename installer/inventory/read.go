@@ -1,7 +1,378 @@
 package inventory
 
-import "io/fs"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/storage"
+)
 
 // Read makes the part of the document that stands in /sys; sys is
-// os.DirFS("/sys") or a recorded tree.
-func Read(sys fs.FS) (Document, error) { return Document{Format: Format}, nil }
+// os.DirFS("/sys") or a recorded tree. What cannot be read becomes a warning; an
+// error means that sys is no sysfs.
+//
+// Not in /sys, and left to package probe: Seed, Arch, memory, CPUs, contents of
+// disks, permanent MAC addresses, the TPM's manufacturer.
+func Read(sys fs.FS) (Document, error) {
+	if _, err := fs.Stat(sys, "class"); err != nil {
+		return Document{}, fmt.Errorf("reading sysfs: %w", err)
+	}
+	r := &reader{sys: sys}
+	d := Document{Format: Format, Firmware: storage.BIOS}
+	if r.exists("firmware/efi") {
+		d.Firmware = storage.UEFI
+		d.SecureBoot = r.secureBoot()
+	}
+	d.DMI = r.dmi()
+	d.TPM = r.tpm()
+	d.Consoles = strings.Fields(r.text("class/tty/console/active"))
+	d.Disks = r.disks()
+	d.NICs = r.nics()
+	d.Warnings = r.warnings
+	return d, nil
+}
+
+type reader struct {
+	sys      fs.FS
+	warnings []string
+}
+
+func (r *reader) warn(format string, args ...any) {
+	r.warnings = append(r.warnings, fmt.Sprintf(format, args...))
+}
+
+func (r *reader) exists(name string) bool {
+	_, err := fs.Stat(r.sys, name)
+	return err == nil
+}
+
+// bytes is the content of an attribute, nil when there is none.
+func (r *reader) bytes(name string) []byte {
+	data, err := fs.ReadFile(r.sys, name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		r.warn("%v", err)
+	}
+	return data
+}
+
+func (r *reader) text(name string) string {
+	return strings.TrimSpace(strings.ToValidUTF8(strings.TrimRight(string(r.bytes(name)), "\x00"), ""))
+}
+
+// number is 0 for an attribute that is not there.
+func (r *reader) number(name string) uint64 {
+	text := r.text(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		r.warn("%s holds %q, not a number", name, text)
+	}
+	return n
+}
+
+// quietNumber is for attributes that the kernel refuses to show at times: a
+// link that is down has neither carrier nor speed (EINVAL).
+func (r *reader) quietNumber(name string) int {
+	data, err := fs.ReadFile(r.sys, name)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
+}
+
+// entries are the names in a class directory, sorted; none when the kernel has
+// no such class.
+func (r *reader) entries(dir string) []string {
+	entries, err := fs.ReadDir(r.sys, dir)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			r.warn("%v", err)
+		}
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	slices.Sort(names)
+	return names
+}
+
+// device is the path below devices/ to which the link name leads, empty for what
+// is no link.
+func (r *reader) device(name string) string {
+	target, err := fs.ReadLink(r.sys, name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimPrefix(path.Join(path.Dir(name), target), "devices/")
+}
+
+// secureBoot reads the variable of UEFI 2.10, section 3.3: four bytes of
+// attributes (efivarfs), then 1 for on.
+func (r *reader) secureBoot() bool {
+	const name = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	if data := r.bytes("firmware/efi/efivars/" + name); len(data) == 5 {
+		return data[4] == 1
+	}
+	if data := r.bytes("firmware/efi/vars/" + name + "/data"); len(data) == 1 {
+		return data[0] == 1
+	}
+	if len(r.entries("firmware/efi/efivars")) == 0 {
+		r.warn("the EFI variables cannot be read (is efivarfs mounted?): Secure Boot is taken to be off")
+	}
+	return false
+}
+
+func (r *reader) dmi() DMI {
+	get := func(name string) string {
+		value := r.text("class/dmi/id/" + name)
+		if junk(value) {
+			return ""
+		}
+		return value
+	}
+	d := DMI{
+		Vendor:      get("sys_vendor"),
+		Product:     get("product_name"),
+		Version:     get("product_version"),
+		Family:      get("product_family"),
+		SKU:         get("product_sku"),
+		Serial:      get("product_serial"),
+		UUID:        strings.ToLower(get("product_uuid")),
+		BoardVendor: get("board_vendor"),
+		BoardName:   get("board_name"),
+		BoardSerial: get("board_serial"),
+		ChassisType: get("chassis_type"),
+		ChassisTag:  get("chassis_asset_tag"),
+		BIOSVendor:  get("bios_vendor"),
+		BIOSVersion: get("bios_version"),
+		BIOSDate:    get("bios_date"),
+	}
+	// Machines without SMBIOS tell their name by device tree.
+	if d.Product == "" {
+		d.Product = r.text("firmware/devicetree/base/model")
+	}
+	if d.Serial == "" {
+		if serial := r.text("firmware/devicetree/base/serial-number"); !junk(serial) {
+			d.Serial = serial
+		}
+	}
+	return d
+}
+
+// junkValues are what vendors leave in SMBIOS when they fill in nothing, folded
+// to lower-case letters and digits.
+var junkValues = map[string]bool{
+	"default": true, "defaultstring": true, "empty": true, "fillbyoem": true, "invalid": true,
+	"na": true, "none": true, "notapplicable": true, "notavailable": true, "notspecified": true,
+	"notsettable": true, "null": true, "oem": true, "oemserial": true, "outofspec": true,
+	"serialnumber": true, "systemserialnumber": true, "systemmanufacturer": true,
+	"systemproductname": true, "systemversion": true, "chassisserialnumber": true,
+	"baseboardserialnumber": true, "assettag": true, "assettagnumber": true,
+	"noassettag": true, "noassetinformation": true, "sku": true, "tbd": true,
+	"tobefilledbyoem": true, "undefined": true, "unknown": true, "unspecified": true,
+	"0123456789": true, "123456789": true, "1234567890": true, "123456": true, "12345678": true,
+	"03000200040005000006000700080009": true, // a UUID that thousands of boards share
+}
+
+// junk says that a value identifies nothing.
+func junk(value string) bool {
+	folded := strings.Map(func(c rune) rune {
+		switch {
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'z':
+			return c
+		case 'A' <= c && c <= 'Z':
+			return c + 'a' - 'A'
+		}
+		return -1
+	}, value)
+	if folded == "" || junkValues[folded] || strings.HasPrefix(folded, "tobefilled") {
+		return true
+	}
+	// One character over and over: 0000…, ffff…, xxxxxx. A single digit may be
+	// a chassis type.
+	return len(folded) > 3 && strings.Count(folded, folded[:1]) == len(folded)
+}
+
+func (r *reader) tpm() *TPM {
+	if !r.exists("class/tpm/tpm0") {
+		return nil
+	}
+	switch r.text("class/tpm/tpm0/tpm_version_major") {
+	case "2":
+		return &TPM{Version: 2}
+	case "1":
+		return &TPM{Version: 1}
+	}
+	r.warn("the kernel does not say which version of TPM it has found")
+	return nil
+}
+
+// diskName matches whole disks. Loop and RAM devices, device mapper, md, CD-ROM,
+// floppy and an eMMC's boot areas are none.
+var diskName = regexp.MustCompile(`^(sd[a-z]+|vd[a-z]+|xvd[a-z]+|nvme\d+n\d+|mmcblk\d+)$`)
+
+func (r *reader) disks() []storage.Disk {
+	var disks []storage.Disk
+	for _, name := range r.entries("block") {
+		if diskName.MatchString(name) {
+			disks = append(disks, r.disk(name))
+		}
+	}
+	return disks
+}
+
+func (r *reader) disk(name string) storage.Disk {
+	dir := "block/" + name
+	d := storage.Disk{
+		Name: name,
+		Path: "/dev/" + name,
+		// The kernel counts in units of 512 bytes whatever the sector size
+		// (Documentation/ABI/stable/sysfs-block).
+		Size:               r.number(dir+"/size") * 512,
+		SectorSize:         uint32(r.number(dir + "/queue/logical_block_size")),
+		PhysicalSectorSize: uint32(r.number(dir + "/queue/physical_block_size")),
+		OptimalIOSize:      uint32(r.number(dir + "/queue/optimal_io_size")),
+		Rotational:         r.number(dir+"/queue/rotational") == 1,
+		ReadOnly:           r.number(dir+"/ro") == 1,
+		Removable:          r.number(dir+"/removable") == 1,
+	}
+	if where := r.device(dir); where != "" {
+		d.BusPath = strings.TrimSuffix(strings.TrimSuffix(where, "/"+name), "/block")
+		d.Transport = transport(d.BusPath)
+	}
+	d.Model = r.text(dir + "/device/model")
+	if d.Model == "" && strings.HasPrefix(name, "mmcblk") {
+		d.Model = r.text(dir + "/device/name")
+	}
+	// SCSI splits the name; for ATA the vendor is just that, "ATA". Of virtio it
+	// is a number.
+	if vendor := r.text(dir + "/device/vendor"); d.Model != "" && vendor != "" && vendor != "ATA" && !strings.HasPrefix(vendor, "0x") {
+		d.Model = vendor + " " + d.Model
+	}
+	d.Serial = r.firstOf(dir+"/serial", dir+"/device/serial")
+	if d.Serial == "" {
+		d.Serial = unitSerial(r.bytes(dir + "/device/vpd_pg80"))
+	}
+	d.WWN = r.firstOf(dir+"/wwid", dir+"/device/wwid")
+	if _, number, _ := strings.Cut(d.WWN, "."); junk(number) {
+		d.WWN = ""
+	}
+	if junk(d.Serial) {
+		d.Serial = ""
+	}
+	return d
+}
+
+func (r *reader) firstOf(names ...string) string {
+	for _, name := range names {
+		if text := r.text(name); text != "" {
+			return text
+		}
+	}
+	return ""
+}
+
+// unitSerial is the serial number of SCSI's vital product data page 0x80
+// (SPC-4, 7.8.15): four bytes of head, the last two of them the length.
+func unitSerial(page []byte) string {
+	if len(page) < 4 || page[1] != 0x80 {
+		return ""
+	}
+	length := int(page[2])<<8 | int(page[3])
+	serial := page[4:]
+	if length < len(serial) {
+		serial = serial[:length]
+	}
+	return strings.TrimSpace(strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return -1
+		}
+		return c
+	}, string(serial)))
+}
+
+// transports are found as path elements of a device; the first that matches
+// counts: a USB disk is also a SCSI host's.
+var transports = []struct {
+	element *regexp.Regexp
+	name    string
+}{
+	{regexp.MustCompile(`^usb\d+$`), "usb"},
+	{regexp.MustCompile(`^session\d+$`), "iscsi"},
+	{regexp.MustCompile(`^rport-`), "fc"},
+	{regexp.MustCompile(`^(end_device-|sas_)`), "sas"},
+	{regexp.MustCompile(`^ata\d+$`), "sata"},
+	{regexp.MustCompile(`^(nvme\d+|nvme-subsystem)$`), "nvme"},
+	{regexp.MustCompile(`^mmc\d+$`), "mmc"},
+	{regexp.MustCompile(`^virtio\d+$`), "virtio"},
+	{regexp.MustCompile(`^vbd-\d+$`), "xen"},
+	{regexp.MustCompile(`^(VMBUS:|vmbus_)`), "hyperv"},
+	{regexp.MustCompile(`^host\d+$`), "scsi"},
+}
+
+func transport(busPath string) string {
+	elements := strings.Split(busPath, "/")
+	for _, t := range transports {
+		if slices.ContainsFunc(elements, t.element.MatchString) {
+			return t.name
+		}
+	}
+	return ""
+}
+
+var pciAddress = regexp.MustCompile(`^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
+
+// nics are the Ethernet interfaces that are hardware: they have a device.
+func (r *reader) nics() []netconfig.NIC {
+	var nics []netconfig.NIC
+	for _, name := range r.entries("class/net") {
+		dir := "class/net/" + name
+		const etherType = "1" // ARPHRD_ETHER, linux/if_arp.h
+		if !r.exists(dir+"/device") || r.text(dir+"/type") != etherType || r.exists(dir+"/phy80211") {
+			continue
+		}
+		mac, err := netconfig.ParseMAC(r.text(dir + "/address"))
+		if err != nil || mac.IsZero() {
+			r.warn("%s has no MAC address and is left out", name)
+			continue
+		}
+		nic := netconfig.NIC{
+			Name:      name,
+			MAC:       mac,
+			Driver:    r.driver(dir),
+			Carrier:   r.quietNumber(dir+"/carrier") == 1,
+			SpeedMbps: r.quietNumber(dir + "/speed"),
+			MTU:       r.quietNumber(dir + "/mtu"),
+		}
+		for element := range strings.SplitSeq(r.device(dir), "/") {
+			if pciAddress.MatchString(element) {
+				nic.PCI = element // the last is the device, those before are bridges
+			}
+		}
+		nics = append(nics, nic)
+	}
+	return nics
+}
+
+func (r *reader) driver(dir string) string {
+	target, err := fs.ReadLink(r.sys, dir+"/device/driver")
+	if err != nil {
+		return ""
+	}
+	return path.Base(target)
+}

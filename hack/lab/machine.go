@@ -23,9 +23,9 @@ const (
 // Mounts are the encrypted volumes that it shall have.
 func Mounts() []string { return []string{"/home", "/var/log", "/data/0"} }
 
-// commandLine is what the installer's kernel is started with: both consoles,
+// CommandLine is what the installer's kernel is started with: both consoles,
 // the serial one last, which makes it /dev/console.
-const commandLine = "console=tty0 console=ttyS0,115200"
+const CommandLine = "console=tty0 console=ttyS0,115200"
 
 // Config is a machine's configuration, as it lies on the boot server: file
 // name → content.
@@ -66,7 +66,7 @@ const bootFile = "boot.ipxe"
 // initramfs, and the configuration.
 func (s *Site) WriteTFTP(dir string, c Config) error {
 	files := Config{bootFile: []byte("#!ipxe\n" +
-		"kernel tftp://${next-server}/vmlinuz " + commandLine + "\n" +
+		"kernel tftp://${next-server}/vmlinuz " + CommandLine + "\n" +
 		"initrd tftp://${next-server}/initramfs\n" +
 		"boot\n")}
 	for name, data := range c {

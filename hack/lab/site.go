@@ -18,7 +18,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/hack/child"
 )
@@ -53,8 +56,7 @@ func OpenSite(ctx context.Context, products Products, dir string, said func(form
 	if err := os.MkdirAll(filepath.Join(dir, "boot"), 0o755); err != nil {
 		return nil, fmt.Errorf("opening a site: %w", err)
 	}
-	// Adding what is missing and keeping what is there is what keys init does.
-	if err := s.firstlight(ctx, "keys", "init", "--site", dir, "--address", "127.0.0.1,localhost,"+hostInGuest); err != nil {
+	if err := s.MakeKeys(ctx); err != nil {
 		return nil, err
 	}
 	root, err := os.Stat(products.Root)
@@ -66,6 +68,12 @@ func OpenSite(ctx context.Context, products Products, dir string, said func(form
 		return nil, err
 	}
 	return s, s.makeInitramfs(ctx)
+}
+
+// MakeKeys makes the site's CA and certificates, the server's valid also for
+// the host as machines see it. What is there already stays.
+func (s *Site) MakeKeys(ctx context.Context) error {
+	return s.firstlight(ctx, "keys", "init", "--site", s.Dir, "--address", "127.0.0.1,localhost,"+hostInGuest)
 }
 
 // Secret is a file of the site's secrets directory.
@@ -317,19 +325,91 @@ func copyFile(to, from string) error {
 	return errors.Join(err, out.Close())
 }
 
-// HashFile is the SHA-256 of a file's content. The holes of a sparse disk are
-// read like any zeros.
-func HashFile(path string) ([sha256.Size]byte, error) {
+// HashDisk is the SHA-256 of a disk in a sparse file: of everything that was
+// ever written to it, with its place (lseek(2), SEEK_DATA). A disk that zeros
+// were written to, where it had nothing before, has changed.
+func HashDisk(path string) ([sha256.Size]byte, error) {
 	var sum [sha256.Size]byte
 	f, err := os.Open(path)
 	if err != nil {
-		return sum, err
+		return sum, fmt.Errorf("hashing a disk: %w", err)
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return sum, err
+	for at := int64(0); ; {
+		from, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break // only a hole is left
+		}
+		if err != nil {
+			return sum, fmt.Errorf("hashing %s: %w", path, err)
+		}
+		if at, err = unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE); err != nil {
+			return sum, fmt.Errorf("hashing %s: %w", path, err)
+		}
+		fmt.Fprintf(h, "%d-%d\n", from, at)
+		if _, err := io.Copy(h, io.NewSectionReader(f, from, at-from)); err != nil {
+			return sum, fmt.Errorf("hashing %s: %w", path, err)
+		}
 	}
 	h.Sum(sum[:0])
 	return sum, nil
 }
+
+// Relay stands between a machine and an image server and counts what comes
+// back.
+type Relay struct {
+	Port     int
+	listener net.Listener
+}
+
+// NewRelay forwards connections to a port of the loopback. Once that many
+// bytes have come back through all connections, reached is called, once, from
+// a goroutine of its own. Close ends it.
+func NewRelay(to int, bytes int64, reached func()) (*Relay, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("relaying to port %d: %w", to, err)
+	}
+	var count atomic.Int64
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return // closed
+			}
+			go func() {
+				defer client.Close()
+				server, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", to))
+				if err != nil {
+					return // the client sees a connection that ends at once
+				}
+				defer server.Close()
+				go func() {
+					// Either end may go at any time; the other then sees it.
+					_, _ = io.Copy(server, client)
+					_ = server.Close()
+				}()
+				buf := make([]byte, 32<<10)
+				for {
+					n, err := server.Read(buf)
+					if n > 0 {
+						if _, err := client.Write(buf[:n]); err != nil {
+							return
+						}
+						if now := count.Add(int64(n)); now >= bytes && now-int64(n) < bytes {
+							go reached()
+						}
+					}
+					if err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return &Relay{l.Addr().(*net.TCPAddr).Port, l}, nil
+}
+
+// Close stops listening; connections that are open end with their ends.
+func (r *Relay) Close() error { return r.listener.Close() }

@@ -1,0 +1,316 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/firstlight/firstlight/docs"
+	"github.com/firstlight/firstlight/hack/lab"
+	"github.com/firstlight/firstlight/hack/qemu"
+	"github.com/firstlight/firstlight/installer/progress"
+)
+
+// trouble is one thing that is wrong with a machine or its site.
+type trouble struct {
+	// code is the error that the installer must end with.
+	code string
+	// says is a part of its text that a person needs: what exactly is wrong.
+	says string
+	// config changes the configuration.
+	config func(lab.Config)
+	// serve starts something in place of the site's own image server and
+	// returns its port; whatever it starts ends with the test.
+	serve func(t *testing.T) (port int)
+	// disk is the size of the disk in bytes; 0 is lab.DiskBytes, less than 0
+	// is no disk at all.
+	disk int64
+	// silent is a network on which nobody answers; the page cannot be looked
+	// at then.
+	silent bool
+}
+
+var troubles = map[string]trouble{
+	"malformed layout": {
+		code: "CFG-002", says: "storage-layout.json",
+		config: func(c lab.Config) {
+			c["storage-layout.json"] = bytes.Replace(c["storage-layout.json"], []byte(`"MountPoint"`), []byte(`"MountPiont"`), 1)
+		},
+	},
+	"unknown image": {
+		code: "IMG-031", says: "debian/12/never",
+		config: func(c lab.Config) { c["imagename"] = []byte("debian/12/never\n") },
+	},
+	"image server unreachable": {
+		code: "SRV-001", says: "10.0.2.2",
+		serve: func(t *testing.T) int {
+			port, err := lab.FreePort()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return port
+		},
+	},
+	"image server of another CA": {
+		code: "TRU-003",
+		serve: func(t *testing.T) int {
+			other := *site
+			other.Dir = t.TempDir()
+			if err := other.MakeKeys(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return serve(t, &other, filepath.Join(other.Dir, "store")).Port
+		},
+	},
+	"image server dying midway": {
+		code: "SRV-001",
+		serve: func(t *testing.T) int {
+			server := serve(t, site, copyStore(t))
+			relay, err := lab.NewRelay(server.Port, 20<<20, server.Kill)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { relay.Close() })
+			return relay.Port
+		},
+	},
+	"flipped bit in an object": {
+		code: "IMG-003",
+		serve: func(t *testing.T) int {
+			store := copyStore(t)
+			damaged, err := lab.DamageLargest(store)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("damaged %s", damaged)
+			return serve(t, site, store).Port
+		},
+	},
+	"disk too small": {code: "STO-002", says: "vda", disk: 2 << 30},
+	"no disk":        {code: "STO-001", disk: -1},
+	"no lease":       {code: "NET-002", silent: true},
+}
+
+func serve(t *testing.T, s *lab.Site, store string) *lab.Server {
+	t.Helper()
+	server, err := s.Serve(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	return server
+}
+
+// copyStore copies the site's store to where hard links can reach it.
+func copyStore(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(site.Dir, "copy-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	store := filepath.Join(dir, "store")
+	if err := site.CopyStore(store); err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
+// failedLine is how an installation ends badly.
+var failedLine = regexp.MustCompile(`FAILED ([A-Z]{3}-[0-9]{3}): (.*)$`)
+
+// TestTrouble: whatever is wrong, the installation ends before the disk is
+// touched, and says on console, page and log what is wrong and what to do.
+func TestTrouble(t *testing.T) {
+	for name, trouble := range troubles {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			trouble.test(t)
+		})
+	}
+}
+
+func (x trouble) test(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	port := 0
+	if x.serve != nil {
+		port = x.serve(t)
+	} else {
+		port = serve(t, site, copyStore(t)).Port
+	}
+	config, err := site.NewConfig(lab.InGuest(port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x.config != nil {
+		x.config(config)
+	}
+	dir := t.TempDir()
+	tftp := filepath.Join(dir, "tftp")
+	if err := site.WriteTFTP(tftp, config); err != nil {
+		t.Fatal(err)
+	}
+	page, err := lab.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	accel, _ := probe.Accel(ctx)
+	lines := keepLines(t)
+	c := qemu.Config{
+		Accel: accel, Kernel: site.Kernel(), Initrd: site.Initramfs(), CommandLine: lab.CommandLine,
+		Net:   qemu.Net{TFTP: tftp, Forwards: map[int]int{page: 6978}, Silent: x.silent},
+		Lines: lines.add, Log: filepath.Join(dir, "console.log"), NoReboot: true,
+	}
+	var before [32]byte
+	disk := filepath.Join(dir, "disk.raw")
+	if x.disk >= 0 {
+		before = oldDisk(t, disk, x.disk)
+		c.Disks = []qemu.Disk{{Path: disk}}
+	}
+	// A socket's path must be short, and this test's name is long.
+	if c.Dir, err = os.MkdirTemp("", "e2e-"); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(c.Dir)
+	m, err := qemu.Start(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Kill()
+
+	found, err := m.WaitFor(ctx, regexp.MustCompile("(?m)"+failedLine.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found[1] != x.code {
+		t.Errorf("it failed with %s, want %s: %s", found[1], x.code, found[2])
+	}
+	if !strings.HasSuffix(found[2], "; disks untouched") {
+		t.Errorf("the line does not end in “disks untouched”: %s", found[2])
+	}
+	if !strings.Contains(found[2], x.says) && lines.index(x.says) < 0 {
+		t.Errorf("nothing says %q: %s", x.says, found[2])
+	}
+	if n := lines.index("point of no return"); n >= 0 {
+		t.Error("the point of no return was passed")
+	}
+	if !x.silent {
+		checkPage(ctx, t, fmt.Sprintf("http://127.0.0.1:%d", page), found[1])
+	}
+	writes, err := m.Writes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range writes {
+		if !w.None() {
+			t.Errorf("the disk was written to: %+v", w)
+		}
+	}
+	if err := m.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	if x.disk < 0 {
+		return
+	}
+	after, err := lab.HashDisk(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after != before {
+		t.Error("the disk is not what it was")
+	}
+}
+
+// oldDisk makes a disk with something on it, at both ends, and returns its
+// hash.
+func oldDisk(t *testing.T, path string, size int64) [32]byte {
+	t.Helper()
+	if size == 0 {
+		size = lab.DiskBytes
+	}
+	if err := qemu.CreateDisk(path, size); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data := make([]byte, 1<<20)
+	if _, err := rand.Read(data); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int64{0, size / 2, size - int64(len(data))} {
+		if _, err := f.WriteAt(data, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum, err := lab.HashDisk(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
+}
+
+// checkPage: page, API and log all tell the failure, and what to do about it.
+func checkPage(ctx context.Context, t *testing.T, url, code string) {
+	t.Helper()
+	entry, ok := docs.Lookup(code)
+	if !ok {
+		t.Errorf("docs/errors.md does not know %s", code)
+	}
+	var status progress.Snapshot
+	if err := json.Unmarshal(get(ctx, t, url+"/api/v1/status"), &status); err != nil {
+		t.Error(err)
+	}
+	switch f := status.Failure; {
+	case f == nil:
+		t.Error("the API tells no failure")
+	case f.Code != code || f.DisksChanged || f.Do != entry.Do || f.Do == "":
+		t.Errorf("the API tells %+v, want %s with what to do", f, code)
+	}
+	if status.Next == nil || status.Next.Text != "reboot" {
+		t.Errorf("the API does not say that a reboot is next: %+v", status.Next)
+	}
+	if p := get(ctx, t, url+"/"); !bytes.Contains(p, []byte(code)) || !bytes.Contains(p, []byte("disks untouched")) {
+		t.Errorf("the page does not show %s and that the disks are untouched", code)
+	}
+	if l := get(ctx, t, url+"/log"); !bytes.Contains(l, []byte("FAILED "+code)) {
+		t.Error("the log has no FAILED line")
+	}
+	if m := get(ctx, t, url+"/metrics"); !bytes.Contains(m, []byte(`installer_errors_total{code="`+code+`"} 1`)) {
+		t.Error("the metrics do not count the error")
+	}
+}
+
+func get(ctx context.Context, t *testing.T, url string) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Errorf("the page is not up: %v", err)
+		return nil
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s, %v", url, answer.Status, err)
+	}
+	return body
+}

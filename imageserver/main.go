@@ -1,0 +1,199 @@
+// Imageserver keeps the images of a site: their manifests by name and their
+// files by digest, and gives them to the installers. See docs/architecture.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/firstlight/firstlight/imageserver/catalog/store"
+	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/imageserver/object/dir"
+	"github.com/firstlight/firstlight/imageserver/server"
+	"github.com/firstlight/firstlight/proto/auth"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "imageserver:", describe(err))
+	}
+	os.Exit(exitCode(err))
+}
+
+// The exit status: 0 ok, 1 failed, 2 wrong use of the command line or of the
+// environment, 5 a wrong configuration file, 8 certificates.
+func exitCode(err error) int {
+	var usage *usageError
+	var config *configError
+	var trust *auth.Error
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		return 2
+	case errors.As(err, &config):
+		return 5
+	case errors.As(err, &trust):
+		return 8
+	}
+	return 1
+}
+
+// describe puts the code, where there is one, before the text.
+func describe(err error) string {
+	var coded interface{ Code() string }
+	if errors.As(err, &coded) {
+		return coded.Code() + ": " + err.Error()
+	}
+	return err.Error()
+}
+
+// run is the program: it serves until ctx ends.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) (err error) {
+	options, err := parseOptions(args, getenv, stdout)
+	if err != nil || options.done {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if err := options.check(); err != nil {
+		return err
+	}
+	mux := &auth.Mux{Log: log}
+	if !options.Insecure {
+		mux.TLS, err = auth.ServerTLS(options.TLSCert, options.TLSKey, options.ClientCA, options.RequireClientCert, time.Now())
+		if err != nil {
+			return err
+		}
+	}
+	objects, err := dir.Open(options.Data)
+	if err != nil {
+		return fmt.Errorf("opening the object store: %w", err)
+	}
+	defer func() { err = errors.Join(err, objects.Close()) }()
+	images, err := store.Open(options.Data, time.Now)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+
+	metrics := server.NewMetrics(version(), images.Len)
+	service := server.New(server.Options{
+		Objects: metrics.Timed("dir", objects),
+		Begin:   func() server.Batch { return metrics.TimedBatch("dir", objects.Begin()) },
+		Images:  images,
+		Ready:   func(context.Context) error { return ready(options.Data) },
+		Metrics: metrics,
+		Log:     log,
+		Workers: max(2, runtime.GOMAXPROCS(0)),
+		Version: version(),
+		Started: time.Now(),
+		TLS:     !options.Insecure,
+	})
+	mux.RPC = auth.NewServer(server.Policy(), options.Insecure, append(server.Tuning(), grpc.StatsHandler(metrics))...)
+	service.Register(mux.RPC)
+	if mux.Pages, err = service.Pages(); err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", options.Listen)
+	if err != nil {
+		return &startError{"SRV-002", "listening on " + options.Listen, err}
+	}
+	announce(log, options, listener.Addr())
+	counted := make(chan struct{})
+	counting, stopCounting := context.WithCancel(ctx)
+	go func() {
+		defer close(counted)
+		count(counting, metrics, objects, log)
+	}()
+	err = mux.Serve(ctx, listener)
+	stopCounting()
+	<-counted
+	return err
+}
+
+// count fills the gauges; a large store takes a while.
+func count(ctx context.Context, metrics *server.Metrics, objects object.Store, log *slog.Logger) {
+	if err := metrics.Count(ctx, objects); err != nil && ctx.Err() == nil {
+		log.Error("counting the objects", "error", err)
+	}
+}
+
+func announce(log *slog.Logger, options options, address net.Addr) {
+	if options.Insecure {
+		log.Warn("no TLS (--insecure): anyone who reaches this port may read, add and delete images")
+	} else if options.ClientCA == "" {
+		log.Warn("no --client-ca: nobody can add or delete images")
+	}
+	log.Info("serving", "address", address.String(), "data", options.Data, "version", version())
+}
+
+// minimumFree is how many bytes must be free for the server to be ready.
+const minimumFree = 64 << 20
+
+// ready says whether the data directory is there and has room.
+func ready(data string) error {
+	if _, err := os.Stat(filepath.Join(data, "images")); err != nil {
+		return fmt.Errorf("the data directory: %w", err)
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(data, &fs); err != nil {
+		return fmt.Errorf("the data directory: %w", err)
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < minimumFree {
+		return fmt.Errorf("the data directory has %d bytes left", free)
+	}
+	return nil
+}
+
+// startError is a reason not to start.
+type startError struct {
+	code string
+	text string
+	err  error
+}
+
+func (e *startError) Error() string {
+	if e.err != nil {
+		return e.text + ": " + e.err.Error()
+	}
+	return e.text
+}
+
+// Code is SRV-001 (no certificate and no --insecure, or both), or SRV-002
+// (cannot listen).
+func (e *startError) Code() string { return e.code }
+
+func (e *startError) Unwrap() error { return e.err }
+
+// version is the module's version, or the commit that was built.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, setting := range info.Settings {
+		if setting.Key == "vcs.revision" {
+			return setting.Value[:min(12, len(setting.Value))]
+		}
+	}
+	return "devel"
+}

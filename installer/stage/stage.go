@@ -8,8 +8,12 @@ package stage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
@@ -49,8 +53,10 @@ func BootedRoot(root fs.FS) Tree {
 // Fetcher brings objects from the image server. It calls piece with runs of
 // the encoded bytes of each object, in order for one object, unverified; an
 // error of piece ends it. It may be called from several goroutines at once.
-// A missing object is an error that wraps object.ErrNotFound, or simply left
-// out.
+//
+// An error with the code of package client for a missing, damaged or wrong
+// object is about one of the objects; one for a refusal is final; any other
+// is taken for a connection that may come back.
 type Fetcher interface {
 	Fetch(ctx context.Context, digests []object.Digest, piece func(object.Piece) error) error
 }
@@ -66,8 +72,8 @@ type Options struct {
 	// Patience is how long the server may be away, in one go, before Run
 	// gives up; 0 means 10 minutes.
 	Patience time.Duration
-	// Report is told of each verified object, or several, by source and
-	// unpacked bytes. It is called by one goroutine at a time.
+	// Report is told of verified objects by source and unpacked bytes. It
+	// is called by one goroutine at a time.
 	Report func(source Source, objects, bytes uint64)
 	// Wait is told why nothing comes at present, and "" when it goes on
 	// again. It is called by one goroutine at a time.
@@ -77,8 +83,125 @@ type Options struct {
 	Log func(text string)
 }
 
+// Codes of Error. Errors of the Fetcher that are final keep their own.
+const (
+	CodeDamaged = "IMG-080" // an object came damaged twice
+	CodeMissing = "IMG-081" // the server does not have an object
+	CodeAway    = "IMG-082" // the server was away for too long
+	CodeMemory  = "IMG-083" // the objects do not fit into the memory set aside
+	CodeStore   = "IMG-084" // the pack could not be written
+)
+
+// Error is why not every object could be gathered.
+type Error struct {
+	code string
+	err  error
+}
+
+// Error says which object, and what was wrong with it.
+func (e *Error) Error() string { return e.err.Error() }
+
+// Unwrap is the last cause.
+func (e *Error) Unwrap() error { return e.err }
+
+// Code is one of the constants of this package.
+func (e *Error) Code() string { return e.code }
+
+const (
+	defaultStreams  = 2
+	defaultPatience = 10 * time.Minute
+)
+
 // Run gathers the objects need in file, which is empty, and returns them.
 // The Getter reads from file, which must stay open as long.
 func Run(ctx context.Context, server Fetcher, file pack.File, need []image.Object, o Options) (object.Getter, error) {
-	return nil, errors.New("stage: not written yet")
+	if o.Streams <= 0 {
+		o.Streams = defaultStreams
+	}
+	if o.Patience <= 0 {
+		o.Patience = defaultPatience
+	}
+	writer, err := pack.NewWriter(file, pack.Options{Limit: o.Limit})
+	if err != nil {
+		return nil, &Error{CodeStore, fmt.Errorf("beginning the pack of objects: %w", err)}
+	}
+	s := &stage{writer: writer, options: o, need: need, missing: map[object.Digest]uint64{}, bySize: map[uint64]int{}}
+	for _, n := range need {
+		if _, twice := s.missing[n.Digest]; !twice {
+			s.missing[n.Digest] = n.Size
+			s.bySize[n.Size]++
+		}
+	}
+	for _, tree := range o.Trees {
+		if err := s.search(ctx, tree); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.fetch(ctx, server); err != nil {
+		return nil, err
+	}
+	return writer.Reader(), nil
+}
+
+// stage is one Run.
+type stage struct {
+	writer  *pack.Writer
+	options Options
+	need    []image.Object // in path order of first use
+
+	mu      sync.Mutex // also held while functions of options are called
+	missing map[object.Digest]uint64
+	bySize  map[uint64]int // how many missing objects have this size
+	waiting bool
+	heard   time.Time // when something last came from the server
+}
+
+// have says that the object has come, verified, from source.
+func (s *stage) have(d object.Digest, source Source) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	size, missing := s.missing[d]
+	if !missing {
+		return // another worker found the same file
+	}
+	delete(s.missing, d)
+	s.bySize[size]--
+	if s.options.Report != nil {
+		s.options.Report(source, 1, size)
+	}
+}
+
+// wanted says whether d is still missing and has that size.
+func (s *stage) wanted(d object.Digest, size uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	want, missing := s.missing[d]
+	return missing && want == size
+}
+
+// wantedSize says whether an object of that size is still missing, and
+// whether any is.
+func (s *stage) wantedSize(size uint64) (this, any bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bySize[size] > 0, len(s.missing) > 0
+}
+
+func (s *stage) log(format string, args ...any) {
+	if s.options.Log == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.options.Log(fmt.Sprintf(format, args...))
+}
+
+// refused turns an error of the pack into one with our code.
+func (s *stage) refused(err error) error {
+	switch {
+	case errors.Is(err, pack.ErrFull), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ENOMEM):
+		return &Error{CodeMemory, fmt.Errorf("the objects take more memory than the %d MiB that are set aside: %w", s.options.Limit>>20, err)}
+	default:
+		return &Error{CodeStore, err}
+	}
 }

@@ -110,9 +110,15 @@ func (c Config) arguments() ([]string, error) {
 	if c.Net.MAC == "" {
 		c.Net.MAC = "52:54:00:12:34:56"
 	}
+	machine := "pc"
+	if !c.Display {
+		// SeaBIOS then shows its screen, and with it iPXE and GRUB, on the
+		// serial console.
+		machine += ",graphics=off"
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config",
-		"-machine", "pc", "-accel", string(c.Accel), "-cpu", c.Accel.CPU(),
+		"-machine", machine, "-accel", string(c.Accel), "-cpu", c.Accel.CPU(),
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMiB),
 		"-device", "virtio-rng-pci",
 		"-chardev", "socket,id=console,path=" + escape(c.path("console.sock")) + ",server=on,wait=on,logfile=" + escape(c.Log) + ",logappend=off",
@@ -137,7 +143,7 @@ func (c Config) arguments() ([]string, error) {
 	if c.Net.Silent {
 		args = append(args, "-netdev", "hubport,id=n0,hubid=0")
 	} else {
-		user := "user,id=n0"
+		user := "user,id=n0,ipv6=off"
 		if c.Net.TFTP != "" {
 			user += ",tftp=" + escape(c.Net.TFTP)
 		}

@@ -138,3 +138,15 @@ func Parse(data []byte) (Document, error) {
 	}
 	return d, nil
 }
+
+// Usable are the paths of the disks that an installation may erase, in the order
+// of the document. It is what -driveSelector is given.
+func (d Document) Usable() []string {
+	var paths []string
+	for _, disk := range d.Disks {
+		if ok, _ := disk.Usable(); ok {
+			paths = append(paths, disk.Path)
+		}
+	}
+	return paths
+}

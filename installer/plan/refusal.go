@@ -1,0 +1,82 @@
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Codes of this package's own refusals; others come from storage, netconfig and
+// boot.
+const (
+	CodeArch         = "IMG-060" // the image is for another architecture
+	CodeMemory       = "IMG-061" // the machine has too little memory
+	CodeFileSystem   = "IMG-062" // the image does not know a file system of the layout
+	CodeDamaged      = "IMG-063" // an attribute of the image names a file that is not there
+	CodeNoCryptsetup = "LUK-020" // the image cannot open encrypted volumes
+	CodeNoRenderer   = "CNF-020" // the image does not have the network programs
+)
+
+// Error is one refusal of this package.
+type Error struct {
+	ID   string // one of the Code constants
+	Text string
+}
+
+// Error is the text without the code.
+func (e *Error) Error() string { return e.Text }
+
+// Code is the stable code, as in docs/errors.md.
+func (e *Error) Code() string { return e.ID }
+
+// Refusals are all that speaks against an installation. There is at least one.
+type Refusals []error
+
+// Error has one line for each refusal; from the second on they bear their codes.
+func (r Refusals) Error() string {
+	var b strings.Builder
+	for i, err := range r {
+		if i > 0 {
+			b.WriteString("\n")
+			if code := codeOf(err); code != "" {
+				fmt.Fprintf(&b, "%s: ", code)
+			}
+		}
+		b.WriteString(err.Error())
+	}
+	return b.String()
+}
+
+// Code is the code of the first refusal that has one.
+func (r Refusals) Code() string {
+	for _, err := range r {
+		if code := codeOf(err); code != "" {
+			return code
+		}
+	}
+	return ""
+}
+
+// Unwrap returns each refusal.
+func (r Refusals) Unwrap() []error { return r }
+
+// add takes err, or the errors that it joins when it has no code of its own.
+func (r *Refusals) add(err error) {
+	if _, coded := err.(interface{ Code() string }); !coded {
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, one := range joined.Unwrap() {
+				r.add(one)
+			}
+			return
+		}
+	}
+	*r = append(*r, err)
+}
+
+func codeOf(err error) string {
+	var coded interface{ Code() string }
+	if errors.As(err, &coded) {
+		return coded.Code()
+	}
+	return ""
+}

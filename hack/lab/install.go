@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -59,6 +60,12 @@ type Installation struct {
 	Line func(line string)
 	// Display shows the machine's screen in a window.
 	Display bool
+	// OldDisk takes the disk in Dir as an earlier installation left it,
+	// instead of an empty one.
+	OldDisk bool
+	// Reboot installs with UseKexec false: the machine goes through its
+	// firmware, and the only boot of the new system is that from its disk.
+	Reboot bool
 	// Keep leaves the machine running in the end: Result.Machine.
 	Keep bool
 }
@@ -104,13 +111,18 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return result, err
 	}
+	if i.Reboot {
+		config["storage-layout.json"] = bytes.Replace(config["storage-layout.json"], []byte(`"UseKexec": true`), []byte(`"UseKexec": false`), 1)
+	}
 	tftp := filepath.Join(i.Dir, "tftp")
 	if err := i.Site.WriteTFTP(tftp, config); err != nil {
 		return result, err
 	}
 	disk := filepath.Join(i.Dir, "disk.raw")
-	if err := qemu.CreateDisk(disk, DiskBytes); err != nil {
-		return result, err
+	if !i.OldDisk {
+		if err := qemu.CreateDisk(disk, DiskBytes); err != nil {
+			return result, err
+		}
 	}
 	accel, why := i.Probe.Accel(ctx)
 	i.Step("machine: %s (%s)", accel, why)
@@ -123,15 +135,15 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 		Accel: accel, MemoryMiB: 2048, CPUs: 2, Display: i.Display, Lines: i.Line,
 		Disks:       []qemu.Disk{{Path: disk, Serial: "lab-0"}},
 		Net:         qemu.Net{TFTP: tftp, BootFile: bootFile, Forwards: map[int]int{port: 6978}},
-		FromNetwork: true,
+		FromNetwork: true, NoReboot: i.Reboot,
 		Log:         filepath.Join(i.Dir, "console-install.log"),
 	}
-	i.Step("power on: PXE, an empty disk of %d GiB", DiskBytes>>30)
+	i.Step("power on: PXE, a disk of %d GiB", DiskBytes>>30)
 	if err := i.install(ctx, c, port, result); err != nil {
 		return result, err
 	}
 	i.Step("power cycle: the same disk, no network boot")
-	c.FromNetwork, c.Net.TFTP, c.Net.BootFile, c.Net.Forwards = false, "", "", nil
+	c.FromNetwork, c.NoReboot, c.Net.TFTP, c.Net.BootFile, c.Net.Forwards = false, false, "", "", nil
 	c.Log, c.Keep = filepath.Join(i.Dir, "console-disk.log"), i.Keep
 	return result, i.coldBoot(ctx, c, result)
 }
@@ -165,11 +177,20 @@ func (i *Installation) install(ctx context.Context, c qemu.Config, port int, res
 	if found[4] != "" {
 		return &Failure{Code: found[4], Text: found[5], Console: m.Tail(40)}
 	}
-	if found[3] != "kexec" || found[2] != i.Site.Image {
-		return fmt.Errorf("the installer handed over to %s by %s, wanted %s by kexec", found[2], found[3], i.Site.Image)
+	way := "kexec"
+	if i.Reboot {
+		way = "reboot"
+	}
+	if found[3] != way || found[2] != i.Site.Image {
+		return fmt.Errorf("the installer handed over to %s by %s, wanted %s by %s", found[2], found[3], i.Site.Image, way)
 	}
 	result.Install = lines.last()
 	result.took("installer to hand-over", &start)
+	if i.Reboot {
+		ended, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		return m.Wait(ended) // where it would restart
+	}
 	if result.First, err = newSystem(ctx, m); err != nil {
 		return fmt.Errorf("the new system after kexec: %w", err)
 	}
@@ -314,7 +335,7 @@ func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 
 // metric is the value of a metric without labels, 0 if it is not there.
 func metric(page []byte, name string) uint64 {
-	for s := bufio.NewScanner(strings.NewReader(string(page))); s.Scan(); {
+	for s := bufio.NewScanner(bytes.NewReader(page)); s.Scan(); {
 		if value, ok := strings.CutPrefix(s.Text(), name+" "); ok {
 			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
 			if err == nil {

@@ -102,6 +102,10 @@ type Took struct {
 // then, and without Keep in any case.
 func (i *Installation) Run(ctx context.Context) (*Result, error) {
 	result := &Result{}
+	directory, err := filepath.Abs(i.Dir)
+	if err != nil {
+		return result, fmt.Errorf("preparing an installation: %w", err)
+	}
 	server, err := i.Site.Serve(ctx, i.Site.store())
 	if err != nil {
 		return result, err
@@ -114,11 +118,11 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 	if i.Reboot {
 		config["storage-layout.json"] = bytes.Replace(config["storage-layout.json"], []byte(`"UseKexec": true`), []byte(`"UseKexec": false`), 1)
 	}
-	tftp := filepath.Join(i.Dir, "tftp")
+	tftp := filepath.Join(directory, "tftp")
 	if err := i.Site.WriteTFTP(tftp, config); err != nil {
 		return result, err
 	}
-	disk := filepath.Join(i.Dir, "disk.raw")
+	disk := filepath.Join(directory, "disk.raw")
 	if !i.OldDisk {
 		if err := qemu.CreateDisk(disk, DiskBytes); err != nil {
 			return result, err
@@ -136,7 +140,7 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 		Disks:       []qemu.Disk{{Path: disk, Serial: "lab-0"}},
 		Net:         qemu.Net{TFTP: tftp, BootFile: bootFile, Forwards: map[int]int{port: 6978}},
 		FromNetwork: true, NoReboot: i.Reboot,
-		Log:         filepath.Join(i.Dir, "console-install.log"),
+		Log: filepath.Join(directory, "console-install.log"),
 	}
 	i.Step("power on: PXE, a disk of %d GiB", DiskBytes>>30)
 	if err := i.install(ctx, c, port, result); err != nil {
@@ -144,7 +148,7 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 	}
 	i.Step("power cycle: the same disk, no network boot")
 	c.FromNetwork, c.NoReboot, c.Net.TFTP, c.Net.BootFile, c.Net.Forwards = false, false, "", "", nil
-	c.Log, c.Keep = filepath.Join(i.Dir, "console-disk.log"), i.Keep
+	c.Log, c.Keep = filepath.Join(directory, "console-disk.log"), i.Keep
 	return result, i.coldBoot(ctx, c, result)
 }
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,9 @@ const (
 	// look for their devices in the background.
 	settle      = 400 * time.Millisecond
 	settleLimit = 8 * time.Second
+	// settleUSB is the same with a USB disk: the kernel leaves it alone for a
+	// second before it looks (usb-storage.delay_use).
+	settleUSB = 1500 * time.Millisecond
 )
 
 func main() {
@@ -168,14 +172,17 @@ func moduleParameters(name string) string {
 	return ""
 }
 
-// alwaysLoaded are wanted by the installer on every machine and asked for by
-// no device. Those that a medium leaves out (media vm) are passed over.
-func alwaysLoaded() []string {
-	return []string{
-		"dm-mod", "dm-crypt", "loop", "ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
-		"crypto-xts", "crypto-xts(aes)", "crypto-aes", "crypto-sha256", "crypto-hmac", "algif_skcipher", "algif_hash",
-		"8021q", "bonding", "bridge", "sd_mod", "sr_mod", "efivarfs",
-	}
+// wantedByInstaller are the modules that the installer needs on every machine
+// and no device asks for. Those that a medium leaves out are passed over. The
+// rest (vfat, bonding, …) the kernel asks for itself when it needs them.
+func wantedByInstaller() []string {
+	return []string{"dm-mod", "dm-crypt", "loop", "ext4", "xts", "algif_skcipher", "algif_hash"}
+}
+
+// accelerators make encryption and hashing fast. They may take seconds to test
+// themselves (in an emulated CPU), and nothing waits for them.
+func accelerators() []string {
+	return []string{"aesni-intel", "aes_ce_blk", "sha256-ssse3", "sha2-ce", "crc32c-intel"}
 }
 
 // plugDevices loads modules for all devices, sees to it that later devices
@@ -197,25 +204,37 @@ func plugDevices(ctx context.Context, report func(error)) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, name := range alwaysLoaded() {
-		if err := loader.Load(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			report(err)
+	load := func(names []string) {
+		for _, name := range names {
+			err := loader.Load(name)
+			// ENODEV: a CPU without these instructions.
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+				report(err)
+			}
 		}
 	}
-	sys := os.DirFS("/sys")
-	if err := modules.Coldplug(ctx, sys, loader); err != nil {
-		report(err)
+	wanted := wantedByInstaller()
+	if _, err := os.Stat("/sys/firmware/efi"); err == nil {
+		wanted = append(wanted, "efivarfs", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1")
+	}
+	var loading sync.WaitGroup
+	loading.Go(func() { load(wanted) })
+
+	walk := func() { report(modules.Coldplug(ctx, os.DirFS("/sys"), loader)) }
+	walk()
+	loading.Wait()
+	quiet := settle
+	if slices.Contains(loader.Loaded(), "usb_storage") {
+		quiet = settleUSB
 	}
 	limited, cancel := context.WithTimeout(ctx, settleLimit)
 	defer cancel()
-	if err := watch.Handle(limited, settle, loader, report); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	if err := watch.Handle(limited, quiet, loader, report, walk); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		report(err)
 	}
-	if err := modules.Coldplug(ctx, sys, loader); err != nil {
-		report(err)
-	}
+	go load(accelerators())
 	go func() {
-		report(watch.Handle(ctx, 0, loader, report))
+		report(watch.Handle(ctx, 0, loader, report, walk))
 	}()
 	return len(loader.Loaded()), nil
 }

@@ -134,7 +134,10 @@ func busybox(arch, dir string) ([]cpio.Record, error) {
 		ExtraArgs:      []string{"-a=false"}, // gobusybox says -a; the cache is sound, and a minute faster
 	}
 	err := uimage.Create(llog.Default(),
-		uimage.WithEnv(golang.DisableCGO(), golang.WithGOOS("linux"), golang.WithGOARCH(arch)),
+		uimage.WithEnv(golang.DisableCGO(), golang.WithGOOS("linux"), golang.WithGOARCH(arch),
+			// The shell's line editor asks the terminal questions that a serial
+			// console does not answer.
+			golang.WithBuildTag("goshsmall")),
 		uimage.WithBusyboxCommands(commands()...),
 		uimage.WithBusyboxBuildOpts(options),
 		uimage.WithTempDir(dir),

@@ -62,8 +62,10 @@ func (w *Watch) Close() error { return unix.Close(w.fd) }
 
 // Handle loads modules for the devices that are announced, until none was for
 // as long as quiet, or for ever where quiet is 0; or until the context ends,
-// which is an error. failed is told of modules that could not be loaded.
-func (w *Watch) Handle(ctx context.Context, quiet time.Duration, l *Loader, failed func(error)) error {
+// which is an error. failed is told of modules that could not be loaded. lost
+// is called when the kernel had more to say than there was room for: walk
+// through /sys (Coldplug) then.
+func (w *Watch) Handle(ctx context.Context, quiet time.Duration, l *Loader, failed func(error), lost func()) error {
 	const tick = 100 * time.Millisecond // how soon the end of the context is seen
 	buffer := make([]byte, 64<<10)
 	last := time.Now()
@@ -79,9 +81,13 @@ func (w *Watch) Handle(ctx context.Context, quiet time.Duration, l *Loader, fail
 			return fmt.Errorf("waiting for uevents: %w", err)
 		}
 		size, _, err := unix.Recvfrom(w.fd, buffer, 0)
-		if errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR) {
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if errors.Is(err, unix.ENOBUFS) {
+			lost()
 			last = time.Now()
-			continue // some were lost; the next walk of Coldplug finds their devices
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("reading uevents: %w", err)

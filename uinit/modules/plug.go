@@ -15,27 +15,32 @@ import (
 type Insert func(file string) error
 
 // Loader loads modules with all that they need, each once. It is safe for use
-// by several goroutines.
+// by several goroutines; none of them waits for another one's modules, unless
+// it needs the same.
 type Loader struct {
 	index  *Index
 	insert Insert
 
 	mu    sync.Mutex
-	tried map[string]error
+	tried map[string]*insertion
 	order []string
+}
+
+// insertion is the one try at a module; done is closed when err is known.
+type insertion struct {
+	done chan struct{}
+	err  error
 }
 
 // NewLoader returns a Loader that knows no module to be loaded yet.
 func NewLoader(index *Index, insert Insert) *Loader {
-	return &Loader{index: index, insert: insert, tried: map[string]error{}}
+	return &Loader{index: index, insert: insert, tried: map[string]*insertion{}}
 }
 
 // Load loads a module by its name or by one of its aliases, dependencies
 // first. What is part of the kernel counts as loaded; what failed once fails
 // again without another try. An unknown name wraps fs.ErrNotExist.
 func (l *Loader) Load(name string) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.index.Builtin(name) {
 		return nil
 	}
@@ -57,30 +62,41 @@ func (l *Loader) Load(name string) error {
 	return nil
 }
 
+// load loads one module by its own name.
 func (l *Loader) load(name string) error {
-	if err, done := l.tried[name]; done {
-		return err
-	}
 	steps, err := l.index.Order(name)
 	if err != nil {
-		l.tried[name] = err
 		return err
 	}
 	for _, step := range steps {
-		err, done := l.tried[step.Name]
-		if !done {
-			if err = l.insert(step.File); err != nil {
-				err = fmt.Errorf("loading %s: %w", step.Name, err)
-			} else {
-				l.order = append(l.order, step.Name)
-			}
-			l.tried[step.Name] = err
-		}
-		if err != nil && !step.Optional {
-			l.tried[name] = err
+		if err := l.once(step); err != nil && !step.Optional {
 			return err
 		}
 	}
+	return nil
+}
+
+// once puts one module into the kernel, or waits for whoever is doing it.
+func (l *Loader) once(step Step) error {
+	l.mu.Lock()
+	try, begun := l.tried[step.Name]
+	if !begun {
+		try = &insertion{done: make(chan struct{})}
+		l.tried[step.Name] = try
+	}
+	l.mu.Unlock()
+	if begun {
+		<-try.done
+		return try.err
+	}
+	defer close(try.done)
+	if err := l.insert(step.File); err != nil {
+		try.err = fmt.Errorf("loading %s: %w", step.Name, err)
+		return try.err
+	}
+	l.mu.Lock()
+	l.order = append(l.order, step.Name)
+	l.mu.Unlock()
 	return nil
 }
 
@@ -100,51 +116,39 @@ func (l *Loader) Device(modalias string) error {
 	}
 	var failures []error
 	for _, name := range l.index.Match(modalias) {
-		l.mu.Lock()
-		err := l.load(name)
-		l.mu.Unlock()
-		if err != nil {
+		if err := l.load(name); err != nil {
 			failures = append(failures, err)
 		}
 	}
 	return errors.Join(failures...)
 }
 
-// Coldplug loads modules for the devices in sys (the tree at /sys), again and
-// again until a walk finds no alias that was not there before: a bus appears
-// when its controller's module is loaded. What cannot be loaded is returned
-// when everything was tried; it seldom matters.
+// Coldplug loads modules for the devices that are in sys (the tree at /sys)
+// now. Devices that appear because of them are heard by a Watch that was
+// opened before. What cannot be loaded is returned when everything was tried;
+// it seldom matters.
 func Coldplug(ctx context.Context, sys fs.FS, l *Loader) error {
+	aliases, err := modaliases(ctx, sys)
+	if err != nil {
+		return err
+	}
 	var failures []error
-	seen := map[string]bool{}
-	for {
-		aliases, err := modaliases(ctx, sys)
-		if err != nil {
+	for _, modalias := range aliases {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		fresh := false
-		for _, modalias := range aliases {
-			if seen[modalias] {
-				continue
-			}
-			seen[modalias], fresh = true, true
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := l.Device(modalias); err != nil {
-				failures = append(failures, fmt.Errorf("%s: %w", modalias, err))
-			}
-		}
-		if !fresh {
-			return errors.Join(failures...)
+		if err := l.Device(modalias); err != nil {
+			failures = append(failures, fmt.Errorf("%s: %w", modalias, err))
 		}
 	}
+	return errors.Join(failures...)
 }
 
-// modaliases lists the aliases of all devices, in the order of their paths. A
-// device that goes away meanwhile is not one.
+// modaliases lists the aliases of all devices, each once, in the order of
+// their paths. A device that goes away meanwhile is not one.
 func modaliases(ctx context.Context, sys fs.FS) ([]string, error) {
 	var aliases []string
+	seen := map[string]bool{}
 	err := fs.WalkDir(sys, "devices", func(name string, entry fs.DirEntry, err error) error {
 		switch {
 		case ctx.Err() != nil:
@@ -162,7 +166,8 @@ func modaliases(ctx context.Context, sys fs.FS) ([]string, error) {
 		if err != nil {
 			return nil // gone again, or it has none: some drivers answer ENODEV
 		}
-		if alias := strings.TrimSpace(string(text)); alias != "" {
+		if alias := strings.TrimSpace(string(text)); alias != "" && !seen[alias] {
+			seen[alias] = true
 			aliases = append(aliases, alias)
 		}
 		return nil

@@ -1,0 +1,275 @@
+package bootloader_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/installer/boot"
+	"github.com/firstlight/firstlight/installer/bootloader"
+	"github.com/firstlight/firstlight/storage/mount"
+	"github.com/firstlight/firstlight/storage/tool"
+)
+
+const rootUUID = "3f1c8a52-6f0e-4b8e-9d10-0c8f5a7c1d2e"
+
+func choice(loaders ...string) boot.Choice {
+	return boot.Choice{
+		Kernel: "/boot/vmlinuz-6.1.0-99-test", Initrd: "/boot/initrd.img-6.1.0-99-test",
+		Consoles: []string{"console=tty0", "console=ttyS0,115200n8"}, Options: `quiet dyndbg="file x +p"`,
+		CommandLine: "root=UUID=" + rootUUID + ` ro console=tty0 console=ttyS0,115200n8 quiet dyndbg="file x +p"`,
+		Loaders:     loaders,
+	}
+}
+
+// run runs a real program for a test.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// disk is a loop device with a BIOS boot partition, an ESP and a root
+// file-system, which has the programs of this machine and a kernel that is
+// none. It returns the device and where its root is mounted.
+func disk(t *testing.T) (device, root string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("loop devices and mounts need root: run this test as root")
+	}
+	for _, program := range []string{"grub-install", "grub-mkconfig", "sgdisk", "mkfs.ext4", "mkfs.vfat", "losetup"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Fatalf("%v: hack/setup installs it", err)
+		}
+	}
+	image := filepath.Join(t.TempDir(), "disk")
+	run(t, "truncate", "-s", "160M", image)
+	run(t, "sgdisk", "-n1:0:+1M", "-t1:ef02", "-n2:0:+40M", "-t2:ef00", "-n3:0:0", "-t3:8300", image)
+	device = run(t, "losetup", "--find", "--show", "--partscan", image)
+	t.Cleanup(func() { run(t, "losetup", "-d", device) })
+	run(t, "mkfs.vfat", "-F", "32", device+"p2")
+	run(t, "mkfs.ext4", "-q", "-U", rootUUID, device+"p3")
+
+	root = t.TempDir()
+	var mounts mount.Stack
+	t.Cleanup(func() {
+		if err := mounts.Close(); err != nil {
+			t.Error(err)
+		}
+		os.Remove("/dev/disk/by-uuid/" + rootUUID)
+	})
+	try := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	try(mounts.Mount(device+"p3", root, "ext4", 0, ""))
+	for _, d := range []string{"usr", "etc/default", "boot/efi", "dev", "proc", "sys", "tmp", "var/lib"} {
+		try(os.MkdirAll(filepath.Join(root, d), 0o755))
+	}
+	for _, link := range []string{"bin", "sbin", "lib", "lib64"} {
+		try(os.Symlink("usr/"+link, filepath.Join(root, link)))
+	}
+	run(t, "cp", "-a", "/etc/grub.d", "/etc/ld.so.cache", root+"/etc/")
+	try(os.WriteFile(root+"/etc/default/grub", []byte("GRUB_CMDLINE_LINUX_DEFAULT=\"splash\"\nGRUB_DISTRIBUTOR=Test\n"), 0o644))
+	try(os.WriteFile(root+choice().Kernel, []byte("no kernel"), 0o644))
+	try(os.WriteFile(root+choice().Initrd, []byte("no initrd"), 0o644))
+	try(mounts.Mount(device+"p2", root+"/boot/efi", "vfat", 0, ""))
+	try(mounts.Mount("/usr", root+"/usr", "", unix.MS_BIND|unix.MS_RDONLY, ""))
+	try(mounts.System(root, "/dev", "/proc", "/sys"))
+	return device, root
+}
+
+// The real GRUB on a real disk.
+func TestInstall(t *testing.T) {
+	device, root := disk(t)
+	target := bootloader.Target{Root: root, Disk: device, RootDevice: device + "p3", RootUUID: rootUUID, Choice: choice(boot.GrubPC, boot.GrubEFI)}
+	var warnings []string
+	if err := bootloader.Install(t.Context(), tool.Exec{}, target, func(w string) { warnings = append(warnings, w) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range warnings {
+		t.Log("warning:", w)
+	}
+	menu, err := os.ReadFile(root + "/boot/grub/grub.cfg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`root=UUID=` + rootUUID + ` ro console=tty0 console=ttyS0,115200n8 quiet dyndbg="file x +p"`,
+		"serial --unit=0 --speed=115200", "terminal_input console serial", "set timeout=2",
+	} {
+		if !bytes.Contains(menu, []byte(want)) {
+			t.Errorf("grub.cfg lacks %q", want)
+		}
+	}
+	if bytes.Contains(menu, []byte("splash")) {
+		t.Error("grub.cfg has the image's own option, which kexec does not have")
+	}
+	run(t, "grub-script-check", root+"/boot/grub/grub.cfg")
+
+	// boot.img in the first sector, core.img in the BIOS boot partition.
+	for part, at := range map[string]int64{device: 0, device + "p1": 0} {
+		f, err := os.Open(part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sector := make([]byte, 512)
+		if _, err := f.ReadAt(sector, at); err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		f.Close()
+		if bytes.Count(sector, []byte{0}) > 400 {
+			t.Errorf("%s has no code in its first sector", part)
+		}
+	}
+	first, err := os.ReadFile(root + "/boot/efi/EFI/BOOT/BOOTX64.EFI")
+	if err != nil || !bytes.HasPrefix(first, []byte("MZ")) {
+		t.Errorf("BOOTX64.EFI: %v", err)
+	}
+}
+
+// recorder is a Runner that notes the commands and does what it is told.
+type recorder struct {
+	commands []string
+	do       func(tool.Cmd) error
+}
+
+func (r *recorder) Run(_ context.Context, c tool.Cmd) (tool.Output, error) {
+	r.commands = append(r.commands, c.String())
+	return tool.Output{}, r.do(c)
+}
+
+// plain is a root with programs that are never run.
+func plain(t *testing.T, programs ...string) string {
+	t.Helper()
+	root := t.TempDir()
+	for _, d := range []string{"dev/x", "proc/x", "sys/firmware/efi", "usr/sbin", "boot/grub", "boot/grub2"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range programs {
+		if err := os.WriteFile(filepath.Join(root, "usr/sbin", p), []byte("#!/bin/sh\n# /etc/default/grub.d\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func TestInstallErrors(t *testing.T) {
+	broken := errors.New("broken")
+	good := "menuentry x {\n\tlinux\t/vmlinuz-6.1.0-99-test root=UUID=" + rootUUID + ` ro  console=tty0 console=ttyS0,115200n8 quiet dyndbg="file x +p"` + "\n\tinitrd\t/initrd.img-6.1.0-99-test\n}\n"
+	for name, c := range map[string]struct {
+		loader, code string
+		fails        string // program, or part of its arguments
+		menu         string
+		programs     []string
+		notMounted   bool
+		warns        bool
+	}{
+		"good":               {menu: good},
+		"no programs":        {programs: []string{"grub-install"}, code: bootloader.CodeNoProgram},
+		"nothing mounted":    {notMounted: true, code: bootloader.CodeNotMounted},
+		"install fails":      {fails: "grub-install", code: bootloader.CodeInstall},
+		"menu fails":         {fails: "grub-mkconfig", code: bootloader.CodeConfigure},
+		"no menu":            {code: bootloader.CodeConfigure},
+		"another kernel":     {menu: strings.ReplaceAll(good, "-99-", "-98-"), code: bootloader.CodeWrong},
+		"root by its device": {menu: strings.ReplaceAll(good, "UUID="+rootUUID, "/dev/vda3"), code: bootloader.CodeWrong},
+		"no initrd":          {menu: strings.ReplaceAll(good, "initrd", "# initrd"), code: bootloader.CodeWrong},
+		"console missing":    {menu: strings.ReplaceAll(good, "console=ttyS0,115200n8", ""), code: bootloader.CodeWrong},
+		"UEFI":               {loader: boot.GrubEFI, menu: good},
+		"UEFI, no NVRAM":     {loader: boot.GrubEFI, menu: good, fails: "--efi-directory=/boot/efi --recheck\n", warns: true},
+		"UEFI fails":         {loader: boot.GrubEFI, menu: good, fails: "--removable", code: bootloader.CodeInstall},
+		"unknown loader":     {loader: "lilo", code: bootloader.CodeInstall},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.programs == nil {
+				c.programs = []string{"grub-install", "grub-mkconfig"}
+			}
+			if c.loader == "" {
+				c.loader = boot.GrubPC
+			}
+			root := plain(t, c.programs...)
+			if c.notMounted {
+				if err := os.Remove(filepath.Join(root, "dev/x")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := &recorder{do: func(cmd tool.Cmd) error {
+				if cmd.Root != root {
+					t.Errorf("%s runs in %q", cmd.Name, cmd.Root)
+				}
+				if c.fails != "" && strings.Contains(cmd.String()+"\n", c.fails) {
+					return broken
+				}
+				if cmd.Name == "grub-mkconfig" && c.menu != "" {
+					return os.WriteFile(root+"/boot/grub/grub.cfg", []byte(c.menu), 0o600)
+				}
+				return nil
+			}}
+			warned := false
+			err := bootloader.Install(t.Context(), r, bootloader.Target{Root: root, Disk: "/dev/vda", RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(c.loader)},
+				func(string) { warned = true })
+			var coded *bootloader.Error
+			switch {
+			case c.code == "" && err != nil:
+				t.Fatal(err)
+			case c.code != "" && (!errors.As(err, &coded) || coded.Code() != c.code):
+				t.Fatalf("error %v", err)
+			}
+			if c.fails != "" && c.code != "" && !errors.Is(err, broken) {
+				t.Errorf("the program's error is lost: %v", err)
+			}
+			if warned != c.warns {
+				t.Errorf("warned: %v", warned)
+			}
+			if c.code == "" && c.loader == boot.GrubPC {
+				want := []string{"grub-install --target=i386-pc --boot-directory=/boot --recheck /dev/vda", "grub-mkconfig -o /boot/grub/grub.cfg"}
+				if !slices.Equal(r.commands, want) {
+					t.Errorf("commands %q", r.commands)
+				}
+				if link, err := os.Readlink(root + "/dev/disk/by-uuid/" + rootUUID); err != nil || link != "../../vda3" {
+					t.Errorf("by-uuid: %q, %v", link, err)
+				}
+			}
+		})
+	}
+}
+
+// An image whose GRUB has other names and reads no grub.d.
+func TestInstallWithoutDirectory(t *testing.T) {
+	root := plain(t, "grub2-install", "grub2-mkconfig")
+	if err := os.WriteFile(root+"/usr/sbin/grub2-mkconfig", []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := &recorder{do: func(cmd tool.Cmd) error {
+		if cmd.Name == "grub2-mkconfig" {
+			return os.WriteFile(root+"/boot/grub2/grub.cfg", []byte("insmod blscfg\nblscfg\n"), 0o600)
+		}
+		return nil
+	}}
+	warned := false
+	err := bootloader.Install(t.Context(), r, bootloader.Target{Root: root, Disk: "/dev/vda", RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(boot.GrubPC)},
+		func(string) { warned = true })
+	if err != nil || !warned {
+		t.Fatalf("warned %v, error %v", warned, err)
+	}
+	data, err := os.ReadFile(root + "/etc/default/grub")
+	if err != nil || !strings.Contains(string(data), "GRUB_CMDLINE_LINUX='console=tty0") {
+		t.Errorf("%q, %v", data, err)
+	}
+}

@@ -110,7 +110,7 @@ func (s *TFTPSource) resolve(ctx context.Context) (string, error) {
 	if err != nil {
 		host, port = strings.Trim(s.server, "[]"), tftpPort
 	}
-	if host == "" || strings.ContainsAny(host, "/ ") {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil || host == "" || strings.ContainsAny(host, "/ ") {
 		return "", finalError{fail(codeAddress, "%q is not a TFTP server: a host name or address, with or without :port", s.server)}
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {

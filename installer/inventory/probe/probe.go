@@ -6,10 +6,29 @@
 package probe
 
 import (
+	"bufio"
+	"bytes"
+	"cmp"
 	"context"
+	"fmt"
 	"io/fs"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
 
 	"github.com/firstlight/firstlight/installer/inventory"
+	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/netconfig/link"
+	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/block"
+	"github.com/firstlight/firstlight/storage/signature"
 )
 
 // Seams are where the machine is looked at.
@@ -19,10 +38,209 @@ type Seams struct {
 	Dev  string // the directory of device nodes, "/dev"
 }
 
+// Unreadable is the kind of content of a disk that could not be read: what is on
+// it is not known, so it counts as someone else's.
+const Unreadable = "unreadable"
+
+// How long a device may take to answer. A dying disk can hold a read for ever,
+// and no signal ends that: the machine must not hang here because of it.
+const (
+	diskTimeout = 60 * time.Second
+	tpmTimeout  = 15 * time.Second
+)
+
 // Run takes the inventory. What cannot be found out becomes a warning in the
 // document; an error means that there is no document.
 func Run(ctx context.Context, s Seams, seed inventory.Seed) (inventory.Document, error) {
 	d, err := inventory.Read(s.Sys)
+	if err != nil {
+		return inventory.Document{}, err
+	}
+	warn := func(format string, args ...any) {
+		d.Warnings = append(d.Warnings, fmt.Sprintf(format, args...))
+	}
 	d.Seed = seed
-	return d, err
+	d.Arch = runtime.GOARCH
+	if d.MemoryBytes, d.MemoryAvailableBytes, err = memory(s.Proc); err != nil {
+		return inventory.Document{}, err
+	}
+	if d.CPUs, err = processors(s.Proc); err != nil {
+		warn("%v", err)
+	}
+	if nics, err := link.List(s.Sys); err != nil {
+		warn("%v; what /sys says of the interfaces is used", err)
+	} else {
+		slices.SortFunc(nics, func(a, b netconfig.NIC) int { return cmp.Compare(a.Name, b.Name) })
+		d.NICs = nics
+	}
+	for _, warning := range contents(ctx, s.Dev, d.Disks, diskTimeout) {
+		warn("%s", warning)
+	}
+	if d.TPM != nil && d.TPM.Version == 2 {
+		if d.TPM.Manufacturer, err = askTPM(ctx, filepath.Join(s.Dev, "tpmrm0")); err != nil {
+			warn("the TPM does not answer: %v", err)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return inventory.Document{}, err
+	}
+	return d, nil
+}
+
+// memory reads MemTotal and MemAvailable of proc_meminfo(5), in bytes.
+func memory(proc fs.FS) (total, available uint64, err error) {
+	data, err := fs.ReadFile(proc, "meminfo")
+	if err != nil {
+		return 0, 0, fmt.Errorf("finding out how much memory there is: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		kib, err := strconv.ParseUint(fields[1], 10, 54)
+		if err != nil {
+			continue
+		}
+		switch fields[0] {
+		case "MemTotal:":
+			total = kib << 10
+		case "MemAvailable:":
+			available = kib << 10
+		}
+	}
+	if total == 0 {
+		return 0, 0, fmt.Errorf("finding out how much memory there is: meminfo has no MemTotal")
+	}
+	return total, available, nil
+}
+
+// processors counts the lines of proc_stat(5) that begin with cpu and a number.
+func processors(proc fs.FS) (int, error) {
+	data, err := fs.ReadFile(proc, "stat")
+	if err != nil {
+		return 0, fmt.Errorf("counting processors: %w", err)
+	}
+	n := 0
+	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), "cpu"); ok && rest != "" && '0' <= rest[0] && rest[0] <= '9' {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// contents fills in what lies on each disk, all disks at once, and returns
+// warnings about those that cannot be read.
+func contents(ctx context.Context, dev string, disks []storage.Disk, limit time.Duration) []string {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	type answer struct {
+		disk  int
+		found []storage.Content
+		err   error
+	}
+	// With room for all, a read that ends after the time limit blocks nobody.
+	answers := make(chan answer, len(disks))
+	waiting := make(map[int]bool)
+	for i, d := range disks {
+		if d.Size == 0 {
+			continue // an empty card reader
+		}
+		waiting[i] = true
+		go func() {
+			found, err := look(d.Name, filepath.Join(dev, d.Name))
+			answers <- answer{i, found, err}
+		}()
+	}
+	failed := make(map[int]error)
+	for len(waiting) > 0 {
+		select {
+		case a := <-answers:
+			delete(waiting, a.disk)
+			disks[a.disk].Contents = a.found
+			if a.err != nil {
+				failed[a.disk] = a.err
+			}
+		case <-ctx.Done():
+			for i := range waiting {
+				failed[i] = fmt.Errorf("reading what lies on %s: no answer: %w", disks[i].Name, ctx.Err())
+			}
+			clear(waiting)
+		}
+	}
+	var warnings []string
+	for i := range disks {
+		if err := failed[i]; err != nil {
+			warnings = append(warnings, err.Error())
+			disks[i].Contents = append(disks[i].Contents, storage.Content{Where: disks[i].Name, Kind: Unreadable, Size: disks[i].Size})
+		}
+	}
+	return warnings
+}
+
+func look(name, node string) ([]storage.Content, error) {
+	disk, err := block.OpenReadOnly(node)
+	if err != nil {
+		return nil, err
+	}
+	found, err := signature.Probe(name, disk, disk.Size(), disk.SectorSize())
+	if closing := disk.Close(); err == nil {
+		err = closing
+	}
+	return found, err
+}
+
+// askTPM opens the TPM through the kernel's resource manager and asks who made
+// it.
+func askTPM(ctx context.Context, node string) (string, error) {
+	type answer struct {
+		manufacturer string
+		err          error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		t, err := linuxtpm.Open(node)
+		if err != nil {
+			answers <- answer{"", err}
+			return
+		}
+		name, err := manufacturer(t)
+		if closing := t.Close(); err == nil {
+			err = closing
+		}
+		answers <- answer{name, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, tpmTimeout)
+	defer cancel()
+	select {
+	case a := <-answers:
+		return a.manufacturer, a.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// manufacturer reads TPM_PT_MANUFACTURER (TPM 2.0 Library, part 2, 6.13): four
+// letters in a number, padded with NUL or spaces.
+func manufacturer(t transport.TPM) (string, error) {
+	response, err := tpm2.GetCapability{
+		Capability:    tpm2.TPMCapTPMProperties,
+		Property:      uint32(tpm2.TPMPTManufacturer),
+		PropertyCount: 1,
+	}.Execute(t)
+	if err != nil {
+		return "", fmt.Errorf("asking the TPM for its manufacturer: %w", err)
+	}
+	properties, err := response.CapabilityData.Data.TPMProperties()
+	if err != nil {
+		return "", fmt.Errorf("reading the TPM's properties: %w", err)
+	}
+	for _, p := range properties.TPMProperty {
+		if p.Property == tpm2.TPMPTManufacturer {
+			letters := []byte{byte(p.Value >> 24), byte(p.Value >> 16), byte(p.Value >> 8), byte(p.Value)}
+			return strings.TrimRight(strings.TrimRight(string(letters), "\x00"), " "), nil
+		}
+	}
+	return "", fmt.Errorf("the TPM does not tell its manufacturer")
 }

@@ -1,0 +1,179 @@
+package probe
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/installer/inventory"
+	"github.com/firstlight/firstlight/storage"
+)
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+// TestRun looks at a machine whose disks are plain files: a real file system
+// made by mkfs.ext4, an empty disk, and one whose node is missing.
+func TestRun(t *testing.T) {
+	const size = 16 << 20
+	dev := t.TempDir()
+	disk := func(name string) string {
+		path := filepath.Join(dev, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	full := disk("vda")
+	run(t, "mkfs.ext4", "-q", "-L", "old", "-U", "0e0e0e0e-1111-2222-3333-444444444444", full)
+	disk("vdb")
+	before, err := os.ReadFile(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	sys := fstest.MapFS{"class": {Mode: os.ModeDir}}
+	for _, name := range []string{"vda", "vdb", "vdc"} {
+		sys["block/"+name+"/size"] = &fstest.MapFile{Data: []byte("32768\n")}
+		sys["block/"+name+"/queue/logical_block_size"] = &fstest.MapFile{Data: []byte("512\n")}
+	}
+	proc := fstest.MapFS{
+		"meminfo": {Data: []byte("MemTotal:        2030436 kB\nMemFree:         1000000 kB\nMemAvailable:    1500000 kB\n")},
+		"stat":    {Data: []byte("cpu  1 2 3\ncpu0 1 2 3\ncpu1 1 2 3\nintr 5\n")},
+	}
+	seed := inventory.Seed{1, 2, 3}
+	d, err := Run(t.Context(), Seams{Sys: sys, Proc: proc, Dev: dev}, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Seed != seed || d.CPUs != 2 || d.MemoryBytes != 2030436<<10 || d.MemoryAvailableBytes != 1500000<<10 || d.Arch == "" {
+		t.Errorf("implausible document: %+v", d)
+	}
+	if len(d.Disks) != 3 {
+		t.Fatalf("%d disks: want 3", len(d.Disks))
+	}
+	want := []storage.Content{{Where: "vda", Kind: "ext4", Label: "old", UUID: "0e0e0e0e-1111-2222-3333-444444444444", Size: size}}
+	if diff := cmp.Diff(want, d.Disks[0].Contents); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if len(d.Disks[1].Contents) != 0 {
+		t.Errorf("found on an empty disk: %+v", d.Disks[1].Contents)
+	}
+	if !d.Disks[2].Foreign() {
+		t.Error("a disk that cannot be read passes for one that may be erased unasked")
+	}
+	if !slices.ContainsFunc(d.Warnings, func(w string) bool { return strings.Contains(w, "vdc") }) {
+		t.Errorf("no warning about the disk that cannot be read: %q", d.Warnings)
+	}
+	after, err := os.ReadFile(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(before, after) {
+		t.Error("the disk was changed")
+	}
+}
+
+// TestHangingDisk: a read that never returns must not hold the installation.
+func TestHangingDisk(t *testing.T) {
+	dev := t.TempDir()
+	// Opening a FIFO for reading waits for a writer, as a dying disk may.
+	if err := unix.Mkfifo(filepath.Join(dev, "sda"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	disks := []storage.Disk{{Name: "sda", Size: 1 << 20}}
+	warnings := contents(t.Context(), dev, disks, 50*time.Millisecond)
+	if len(warnings) != 1 || !strings.Contains(warnings[0], "sda: no answer") {
+		t.Errorf("warnings: %q", warnings)
+	}
+	if !disks[0].Foreign() {
+		t.Error("a disk that does not answer passes for one that may be erased unasked")
+	}
+}
+
+func TestNoMemoryInformation(t *testing.T) {
+	sys := fstest.MapFS{"class": {Mode: os.ModeDir}}
+	for name, proc := range map[string]fstest.MapFS{
+		"no file":  {},
+		"no total": {"meminfo": {Data: []byte("MemFree: 1 kB\n")}},
+	} {
+		if _, err := Run(t.Context(), Seams{Sys: sys, Proc: proc, Dev: t.TempDir()}, inventory.Seed{}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// TestManufacturer asks a real TPM, swtpm.
+func TestManufacturer(t *testing.T) {
+	dir := t.TempDir() // swtpm wants an absolute path
+	socket := filepath.Join(dir, "socket")
+	ctx, stop := context.WithCancel(t.Context())
+	swtpm := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--server", "type=unixio,path="+socket, "--flags", "not-need-init,startup-clear")
+	var log strings.Builder
+	swtpm.Stderr = &log
+	if err := swtpm.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stop()
+		_ = swtpm.Wait() // it was killed
+	})
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("swtpm has not started: %s", &log)
+		}
+	}
+	tpm, err := linuxudstpm.Open(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := manufacturer(tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != "IBM" {
+		t.Errorf("manufacturer %q: want IBM", got)
+	}
+	if _, err := askTPM(t.Context(), filepath.Join(dir, "none")); err == nil {
+		t.Error("a TPM that is not there answered")
+	}
+}
+
+// TestThisMachine reads the real thing, as far as this user may.
+func TestThisMachine(t *testing.T) {
+	d, err := Run(t.Context(), Seams{Sys: os.DirFS("/sys"), Proc: os.DirFS("/proc"), Dev: "/dev"}, inventory.Seed{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.MemoryBytes < 64<<20 || d.CPUs < 1 || d.MemoryAvailableBytes > d.MemoryBytes {
+		t.Errorf("implausible: %+v", d)
+	}
+	data, err := d.JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inventory.Parse(data); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%s", data)
+}

@@ -148,7 +148,9 @@ func making(i netconfig.Interface) []string {
 		}
 	}
 	if i.MTU != 0 {
-		lines = append(lines, fmt.Sprintf("mtu %d", i.MTU))
+		// With the option "mtu" a NIC that refuses jumbo frames would fail the
+		// bond, and all VLANs with it: better slow than out of reach.
+		preUp("ip link set dev %s mtu %d || true", i.Name, i.MTU)
 	}
 	if i.Kind == netconfig.Bond || i.Kind == netconfig.Bridge {
 		lines = append(lines, "post-down ip link del dev "+i.Name)

@@ -48,8 +48,9 @@ func (p Plan) Text() string {
 		t.field("Boot", "by "+strings.Join(p.Boot.Loaders, ", ")+": "+p.Boot.Kernel)
 		t.field("", p.Boot.CommandLine)
 	}
-	switch p.HandOver {
-	case Kexec:
+	switch {
+	case len(p.Layout.Disks) == 0:
+	case p.HandOver == Kexec:
 		t.field("Then", "the new OS is started by kexec, without the firmware")
 	default:
 		t.field("Then", "the machine reboots through its firmware")
@@ -70,7 +71,7 @@ func (p Plan) disk(t *text, d storage.DiskLayout, first bool) {
 	if d.Serial != "" {
 		what += ", serial " + d.Serial
 	}
-	t.line("", "ERASED: "+d.Path+" ("+what+")")
+	t.line("", "WILL BE ERASED: "+d.Path+" ("+what+")")
 	if len(d.Contents) == 0 {
 		t.line("  ", "lost: nothing was recognised on it")
 	}
@@ -156,7 +157,7 @@ func (t *text) field(title, first string, more ...string) {
 			parts = append(parts, part)
 		}
 	}
-	t.wrap(fmt.Sprintf("%-9s ", title), strings.Repeat(" ", 10), strings.Join(parts, ", "))
+	t.wrap(fmt.Sprintf("%-8s ", title), strings.Repeat(" ", 9), strings.Join(parts, ", "))
 }
 
 // line writes content with an indentation that further lines have too, deeper.

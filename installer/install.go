@@ -2,10 +2,183 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
-	"io"
+	"fmt"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/firstlight/firstlight/imageserver/client"
+	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/installer/config"
+	"github.com/firstlight/firstlight/installer/fetch"
+	"github.com/firstlight/firstlight/installer/inventory"
+	"github.com/firstlight/firstlight/installer/plan"
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/netconfig/dhcp"
 )
 
-func superviseInstallation(ctx context.Context, opt options, stdout io.Writer) error {
-	return errors.New("no phases yet")
+// installation is one run through the phases: what each of them found or
+// decided, for those that follow.
+type installation struct {
+	env       env
+	opt       options
+	model     *progress.Model
+	journal   *journal
+	meter     *meter
+	handOver  *gate
+	closePage func()
+	published published
+	opened    unwinding // what must be undone, whatever happens
+	runDir    string    // files of this run, in memory
+
+	lease     *dhcp.Lease   // nil where no lease was needed
+	nic       netconfig.NIC // over which the configuration came; empty where none is known
+	files     fetch.Files
+	configDir string // where custom programmes find the files
+	config    config.Config
+	inventory inventory.Document
+	tls       *tls.Config // nil: plaintext, said loudly
+	server    *client.Client
+	image     plan.Image
+	tools     *plan.Image // nil: tools come from the image itself
+	plan      plan.Plan
+	objects   object.Getter // every object of the image, staged
+	toolsRoot string        // where programs are run from: "" or -tmpRoot
+	disks     interface {
+		WriteKeys(*os.Root) error
+		Close() error
+	}
+	root *os.Root // the new root
+	by   string   // plan.Kexec or plan.Reboot: how the new system is started
 }
+
+// newInstallation is an installation that has done nothing yet; its files lie
+// in runDir.
+func newInstallation(opt options, model *progress.Model, runDir string) *installation {
+	env := realEnv(opt)
+	return &installation{
+		env: env, opt: opt, model: model, runDir: runDir,
+		meter:    &meter{proc: env.proc, sys: env.sys},
+		handOver: newGate(), closePage: func() {},
+	}
+}
+
+// step is one phase and the method that does it.
+type step struct {
+	phase progress.Phase
+	run   func(context.Context) error
+}
+
+// run installs. What is before commit reads, decides and gathers; only what
+// follows it changes a disk.
+func (i *installation) run(ctx context.Context) error {
+	defer i.opened.unwind(i.model)
+	before := []step{
+		{progress.Clock, i.setClock},
+		{progress.Links, i.raiseLinks},
+		{progress.Config, i.readConfig},
+		{progress.Inventory, i.takeInventory},
+		{progress.Manifest, i.getManifest},
+		{progress.Plan, i.makePlan},
+		{progress.Stage, i.stageObjects},
+		{progress.Tools, i.unpackTools},
+		{progress.Prove, i.proveNetwork},
+		{progress.Commit, i.commit},
+	}
+	after := []step{
+		{progress.Identity, i.writeIdentity},
+		{progress.Network, i.writeNetwork},
+		{progress.Boot, i.installBootLoader},
+		{progress.Finish, i.finish},
+	}
+	if err := i.steps(ctx, before); err != nil {
+		return stopped(err)
+	}
+	if err := i.buildAndUnpack(ctx); err != nil {
+		return err
+	}
+	return i.steps(ctx, after)
+}
+
+// buildAndUnpack makes the volumes and writes the image side by side: an
+// entry waits only for the volume that it lies on.
+func (i *installation) buildAndUnpack(ctx context.Context) error {
+	both, ctx := errgroup.WithContext(ctx)
+	ready := newVolumes(i.plan.Layout)
+	both.Go(func() error {
+		return i.step(ctx, step{progress.Storage, func(ctx context.Context) error { return i.buildStorage(ctx, ready) }})
+	})
+	both.Go(func() error {
+		return i.step(ctx, step{progress.Unpack, func(ctx context.Context) error { return i.unpackImage(ctx, ready) }})
+	})
+	return both.Wait()
+}
+
+func (i *installation) steps(ctx context.Context, steps []step) error {
+	for _, s := range steps {
+		if err := i.step(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step runs one phase and tells the model how it went. A phase that is
+// interrupted because another one failed, or because a restart was asked for,
+// has not failed itself.
+func (i *installation) step(ctx context.Context, s step) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	i.model.Start(s.phase)
+	err := s.run(ctx)
+	var skipped skip
+	switch {
+	case err == nil:
+		i.model.Done(s.phase)
+	case errors.As(err, &skipped):
+		i.model.Skip(s.phase, skipped.why)
+		return nil
+	case errors.Is(err, errDryRun):
+		i.model.Done(s.phase)
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+	default:
+		i.model.Fail(s.phase, err)
+	}
+	return err
+}
+
+// skip is returned by a phase that has nothing to do.
+type skip struct{ why string }
+
+func (s skip) Error() string { return "skipped: " + s.why }
+
+// errDryRun ends a dry run after the plan.
+var errDryRun = errors.New("dry run: nothing is changed")
+
+// stopped turns the end of a dry run into success.
+func stopped(err error) error {
+	if errors.Is(err, errDryRun) {
+		return nil
+	}
+	return err
+}
+
+// refusal is an error of the pipeline itself with its stable code.
+type refusal struct {
+	code string
+	err  error
+}
+
+func refuse(code, format string, args ...any) error {
+	return &refusal{code, fmt.Errorf(format, args...)}
+}
+
+func (r *refusal) Error() string { return r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
+// Code is the stable code, explained in docs/errors.md.
+func (r *refusal) Code() string { return r.code }

@@ -51,3 +51,24 @@ func (k kernelArguments) value(name string) string {
 	}
 	return last
 }
+
+// forNextKernel is what a kernel that is started in place of this one is
+// given: everything but what the boot loader added for the old one.
+func (k kernelArguments) forNextKernel() []string {
+	var words []string
+	for _, argument := range k {
+		switch argument.name {
+		case "BOOT_IMAGE", "initrd", "BOOTIF":
+			continue
+		}
+		word := argument.name
+		if argument.hasValue {
+			word += "=" + argument.value
+		}
+		if strings.ContainsAny(argument.value, " \t") {
+			word = `"` + word + `"`
+		}
+		words = append(words, word)
+	}
+	return words
+}

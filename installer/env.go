@@ -1,0 +1,72 @@
+package main
+
+import (
+	"crypto/rand"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/installer/kexec"
+	"github.com/firstlight/firstlight/storage/tool"
+)
+
+// Files of the initramfs; see docs/interfaces.md.
+const (
+	buildTimestamp = "/build-timestamp"
+	caFile         = "/etc/ssl/CA.pem"
+	certFile       = "/etc/ssl/installer/cert.pem"
+	keyFile        = "/etc/ssl/installer/key.pem"
+)
+
+// env is the machine as the pipeline sees it: every seam between deciding and
+// the kernel, in one place.
+type env struct {
+	sys, proc fs.FS
+	now       func() time.Time
+	setClock  func(time.Time) error
+	writeRTC  func(time.Time) error
+	random    io.Reader
+	runner    tool.Runner
+	loadNext  func(kernel, initrd *os.File, commandLine string) error
+	startNext func() error // returns only on failure
+	reboot    func() error // returns only on failure
+	// inMemory says whether the running system's root file-system lies in
+	// memory: the only place from which disks may be erased.
+	inMemory func() (bool, error)
+}
+
+// realEnv is the machine itself.
+func realEnv(opt options) env {
+	return env{
+		sys:       os.DirFS(opt.sysfsDirectory),
+		proc:      os.DirFS(opt.procDirectory),
+		now:       time.Now,
+		setClock:  setSystemClock,
+		writeRTC:  writeRTC,
+		random:    rand.Reader,
+		runner:    tool.Exec{},
+		loadNext:  kexec.Load,
+		startNext: kexec.Execute,
+		reboot:    rebootMachine,
+		inMemory:  rootIsInMemory,
+	}
+}
+
+// rebootMachine restarts the machine through its firmware (reboot(2)).
+func rebootMachine() error {
+	unix.Sync()
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+}
+
+// rootIsInMemory reports whether / is a ramfs or tmpfs, as an initramfs is
+// (statfs(2)).
+func rootIsInMemory() (bool, error) {
+	var root unix.Statfs_t
+	if err := unix.Statfs("/", &root); err != nil {
+		return false, err
+	}
+	return root.Type == unix.RAMFS_MAGIC || root.Type == unix.TMPFS_MAGIC, nil
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/firstlight/firstlight/installer/inventory"
+	"github.com/firstlight/firstlight/installer/plan"
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/status"
+)
+
+// published is what the status page may show: documents as JSON.
+type published struct {
+	plan, inventory atomic.Pointer[[]byte]
+}
+
+func (p *published) get(which *atomic.Pointer[[]byte]) func() []byte {
+	return func() []byte {
+		if data := which.Load(); data != nil {
+			return *data
+		}
+		return nil
+	}
+}
+
+func (i *installation) publishPlan(p plan.Plan) {
+	data, err := p.JSON()
+	if err != nil {
+		i.model.Warn(progress.Plan, err.Error())
+		return
+	}
+	i.published.plan.Store(&data)
+}
+
+func (i *installation) publishInventory(d inventory.Document) {
+	data, err := d.JSON()
+	if err != nil {
+		i.model.Warn(progress.Inventory, err.Error())
+		return
+	}
+	i.published.inventory.Store(&data)
+}
+
+// openPage serves the status page until closePage is called, which may be
+// done twice. It has no RPC: nothing can be changed through it.
+func (i *installation) openPage(ctx context.Context) (closePage func(), err error) {
+	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", i.opt.port))
+	if err != nil {
+		return func() {}, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var serving sync.WaitGroup
+	serving.Go(func() { i.meter.watchMemory(ctx) })
+	serving.Go(func() {
+		err := status.Serve(ctx, listener, status.Handler(status.Options{
+			Model:           i.model,
+			Plan:            i.published.get(&i.published.plan),
+			Inventory:       i.published.get(&i.published.inventory),
+			NetworkReceived: i.meter.networkReceived,
+			DiskWritten:     i.meter.diskWritten,
+			MemoryPeak:      i.meter.memoryPeak.Load,
+		}))
+		if err != nil && ctx.Err() == nil {
+			i.model.Warn(progress.Clock, fmt.Sprintf("the status page ended: %v", err))
+		}
+	})
+	return sync.OnceFunc(func() {
+		cancel()
+		serving.Wait()
+	}), nil
+}
+
+// defaultWaitAfterFailure is how long a failed installation keeps its page
+// before the machine reboots.
+const defaultWaitAfterFailure = 5 * time.Minute
+
+func (i *installation) waitAfterFailure() time.Duration {
+	if seconds := i.config.Install.WaitAfterFailureSeconds; seconds != nil {
+		return time.Duration(*seconds) * time.Second
+	}
+	return defaultWaitAfterFailure
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/firstlight/firstlight/imageserver/client"
+	"github.com/firstlight/firstlight/imageserver/image"
+	"github.com/firstlight/firstlight/installer/plan"
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/proto/auth"
+	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/mount"
+)
+
+// getManifest asks the image server for the image without its objects.
+func (i *installation) getManifest(ctx context.Context) error {
+	if err := i.connect(ctx, progress.Manifest); err != nil {
+		return err
+	}
+	found, err := i.findImage(ctx, i.config.Image)
+	if err != nil {
+		return err
+	}
+	i.image = found
+	if i.config.ToolsImage != "" {
+		tools, err := i.findImage(ctx, i.config.ToolsImage)
+		if err != nil {
+			return fmt.Errorf("the tools image: %w", err)
+		}
+		i.tools = &tools
+	}
+	i.model.Describe(func(f *progress.Facts) {
+		f.Image, f.ImageDigest = found.Name, found.Digest.String()
+	})
+	i.model.Logf(progress.Manifest, "%s is %s: %d files, %s", found.Name, found.Digest,
+		len(found.Manifest.Objects()), storage.Bytes(found.Manifest.Bytes()))
+	return nil
+}
+
+// connect dials the image server once. With a CA in the boot medium nothing
+// but TLS is spoken; without one the connection can be read and changed by
+// anybody on the way, which is said loudly.
+func (i *installation) connect(ctx context.Context, phase progress.Phase) error {
+	address := i.imageServerAddress()
+	if address == "" {
+		return refuse("CFG-020", "no image server is named: add the file imageserver to the configuration or use -imageServerHostname")
+	}
+	switch _, err := os.Stat(caFile); {
+	case errors.Is(err, fs.ErrNotExist):
+		i.model.Warn(phase, "there is no "+caFile+" in the boot medium: the image server is not authenticated and nothing it sends is secret")
+	case err != nil:
+		return err
+	default:
+		cert, key := certFile, keyFile
+		if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
+			cert, key = "", "" // reading needs none, unless the server insists
+		}
+		if i.tls, err = auth.ClientTLS(caFile, cert, key, i.env.now()); err != nil {
+			return err
+		}
+	}
+	i.model.Logf(phase, "connecting to the image server %s", address)
+	i.model.Wait(phase, "the image server "+address)
+	defer i.model.Wait(phase, "")
+	server, err := client.Dial(ctx, client.Options{Address: address, TLS: i.tls})
+	if err != nil {
+		return err
+	}
+	i.server = server
+	i.opened.push("the connection to the image server", server.Close)
+	return nil
+}
+
+func (i *installation) findImage(ctx context.Context, name string) (plan.Image, error) {
+	found, err := i.server.Manifest(ctx, name)
+	if err != nil {
+		return plan.Image{}, err
+	}
+	manifest, err := image.Decode(found.Raw)
+	if err != nil {
+		return plan.Image{}, fmt.Errorf("reading the manifest of %s: %w", found.Name, err)
+	}
+	return plan.Image{Name: found.Name, Digest: found.Digest, Manifest: manifest, Stored: found.Stored}, nil
+}
+
+// makePlan decides everything that follows, and shows it whole.
+func (i *installation) makePlan(context.Context) error {
+	p, err := plan.New(i.config, i.inventory, i.image)
+	if err != nil {
+		return err
+	}
+	hash, err := p.Hash()
+	if err != nil {
+		return err
+	}
+	i.plan, i.by = p, p.HandOver
+	i.publishPlan(p)
+	i.model.Describe(func(f *progress.Facts) { f.Plan = hash })
+	for _, warning := range p.Warnings {
+		i.model.Warn(progress.Plan, warning)
+	}
+	i.model.Log(progress.Plan, p.Text())
+	i.model.Logf(progress.Plan, "plan %s", hash)
+	if i.opt.dryRun {
+		i.model.Log(progress.Plan, "dry run: stopping here, nothing was changed")
+		return errDryRun
+	}
+	return nil
+}
+
+// unpackTools unpacks the tools image, or the image itself, where a custom
+// programme may want it or the initramfs lacks a program that the plan needs.
+func (i *installation) unpackTools(ctx context.Context) error {
+	missing := i.missingPrograms()
+	asked := i.tools != nil || i.opt.networkConfigurator != "" || i.opt.completionNotifier != ""
+	if len(missing) == 0 && !asked {
+		return skip{"the boot image has every program that the plan needs"}
+	}
+	found := i.image
+	if i.tools != nil {
+		found = *i.tools
+	}
+	i.model.Logf(progress.Tools, "unpacking %s to %s", found.Name, i.opt.tmpRoot)
+	if err := i.mountTmpfs(i.opt.tmpRoot, i.inventory.MemoryBytes/2); err != nil {
+		return err
+	}
+	if err := i.unpackTo(ctx, progress.Tools, i.opt.tmpRoot, found.Manifest, i.objects); err != nil {
+		return err
+	}
+	var system mount.Stack
+	i.opened.push("the system below "+i.opt.tmpRoot, system.Close)
+	if err := system.System(i.opt.tmpRoot); err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		i.model.Logf(progress.Tools, "programs run from there: %v", missing)
+		i.toolsRoot = i.opt.tmpRoot
+	}
+	return nil
+}
+
+// proveNetwork has nothing to try out yet where the new system's network is
+// that of the installer's own lease.
+func (i *installation) proveNetwork(context.Context) error {
+	return skip{"not asked for"}
+}
+
+// commit is the line between reading and writing: everything that can fail
+// without touching a disk has been tried, and the disks are still the ones
+// that the plan speaks of.
+func (i *installation) commit(ctx context.Context) error {
+	if i.opt.skipStorage {
+		return skip{"-skipStorage: no disk is written"}
+	}
+	inMemory, err := i.env.inMemory()
+	if err != nil {
+		return fmt.Errorf("looking at the running system's root: %w", err)
+	}
+	if !inMemory {
+		return refuse("STO-050", "the running system's root file-system is not in memory: disks are erased from the installer's own initramfs only")
+	}
+	if err := i.checkDisks(ctx); err != nil {
+		return err
+	}
+	i.model.PointOfNoReturn()
+	i.model.DisksChanged()
+	return nil
+}
+
+// writeConfigDir keeps the files where custom programmes look for them.
+func writeConfigDir(directory string, files map[string][]byte) error {
+	if err := os.MkdirAll(directory, 0o700); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(func(yield func(string) bool) {
+		for name := range files {
+			if !yield(name) {
+				return
+			}
+		}
+	}) {
+		if err := os.WriteFile(filepath.Join(directory, name), files[name], 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/firstlight/firstlight/installer/bootloader"
+	"github.com/firstlight/firstlight/installer/plan"
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/target"
+	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/netconfig/ifupdown"
+	"github.com/firstlight/firstlight/storage/mount"
+	"github.com/firstlight/firstlight/storage/tool"
+)
+
+// writeIdentity writes what makes the new system this machine and no other:
+// its file-systems, keys, names and randomness.
+func (i *installation) writeIdentity(context.Context) error {
+	files := identityFiles(netconfig.Identity(i.plan.Network))
+	if !i.opt.skipStorage {
+		files = append(files,
+			target.File{Path: "/etc/fstab", Mode: 0o644, Data: i.plan.Layout.Fstab()},
+			target.File{Path: "/etc/crypttab", Mode: 0o644, Data: i.plan.Layout.Crypttab()})
+		if err := i.disks.WriteKeys(i.root); err != nil {
+			return err
+		}
+	}
+	machineID, err := i.freshMachineID()
+	if err != nil {
+		return err
+	}
+	seed, err := i.randomSeed()
+	if err != nil {
+		return err
+	}
+	return target.Write(i.root, append(append(files, machineID...), seed)...)
+}
+
+// freshMachineID empties a machine-id that came with the image: two machines
+// with one id would share DHCP leases and journals. systemd makes a new one at
+// first boot (machine-id(5)).
+func (i *installation) freshMachineID() ([]target.File, error) {
+	info, err := i.root.Lstat("etc/machine-id")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil || info.Size() == 0 {
+		return nil, err
+	}
+	return []target.File{{Path: "/etc/machine-id", Mode: 0o444}}, nil
+}
+
+// randomSeedBytes is the size of systemd's seed: the kernel's pool
+// (systemd-random-seed.service(8)).
+const randomSeedBytes = 512
+
+// randomSeed gives the new system's first boot its own randomness.
+func (i *installation) randomSeed() (target.File, error) {
+	seed := make([]byte, randomSeedBytes)
+	if _, err := io.ReadFull(i.env.random, seed); err != nil {
+		return target.File{}, fmt.Errorf("making the random seed: %w", err)
+	}
+	return target.File{Path: "/var/lib/systemd/random-seed", Mode: 0o600, Data: seed}, nil
+}
+
+// writeNetwork writes the new system's network configuration, or lets
+// -networkConfigurator do it.
+func (i *installation) writeNetwork(ctx context.Context) error {
+	switch {
+	case i.opt.skipNetwork:
+		return skip{"-skipNetwork"}
+	case i.opt.networkConfigurator != "":
+		i.model.Log(progress.Network, "running "+i.opt.networkConfigurator)
+		return i.runProgramme(ctx, progress.Network, tool.Cmd{
+			Name: i.opt.networkConfigurator,
+			Args: []string{i.configDir, i.opt.mountPoint, i.nic.Name, i.opt.tmpRoot},
+		})
+	}
+	return target.Write(i.root, identityFiles(ifupdown.Render(i.plan.Network))...)
+}
+
+// identityFiles are netconfig's files as target writes them.
+func identityFiles(files []netconfig.File) []target.File {
+	var all []target.File
+	for _, file := range files {
+		all = append(all, target.File(file))
+	}
+	return all
+}
+
+// installBootLoader makes the disk bootable, last of all, and loads the next
+// kernel while the new root is still mounted.
+func (i *installation) installBootLoader(ctx context.Context) error {
+	if i.opt.skipStorage {
+		return skip{"-skipStorage: the boot loader stays as it is"}
+	}
+	if err := i.runBootLoader(ctx); err != nil {
+		return err
+	}
+	if i.by != plan.Kexec {
+		return nil
+	}
+	if err := i.loadNextKernel(); err != nil {
+		// The disk is bootable: a firmware reboot is slower, and as good.
+		i.model.Warn(progress.Boot, fmt.Sprintf("%s: %v; the machine will reboot through its firmware", progress.Code(err), err))
+		i.by = plan.Reboot
+	}
+	return nil
+}
+
+// runBootLoader runs the image's own programs in the new root, which sees the
+// running system's /dev, /proc and /sys for that time only.
+func (i *installation) runBootLoader(ctx context.Context) (err error) {
+	var system mount.Stack
+	defer func() { err = errors.Join(err, system.Close()) }()
+	if err := system.System(i.opt.mountPoint, "/dev", "/proc", "/sys"); err != nil {
+		return err
+	}
+	return bootloader.Install(ctx, i.env.runner, i.bootLoaderTarget(), func(text string) { i.model.Warn(progress.Boot, text) })
+}
+
+func (i *installation) loadNextKernel() error {
+	kernel, err := i.openInRoot(i.plan.Boot.Kernel)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	initrd, err := i.openInRoot(i.plan.Boot.Initrd)
+	if err != nil {
+		return err
+	}
+	defer initrd.Close()
+	return i.env.loadNext(kernel, initrd, i.plan.Boot.CommandLine)
+}
+
+// openInRoot opens a regular file of the new root; the plan has resolved the
+// links on the way.
+func (i *installation) openInRoot(path string) (*os.File, error) {
+	f, err := i.root.Open(target.Name(path))
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", filepath.Join(i.opt.mountPoint, path), err)
+	}
+	return f, nil
+}

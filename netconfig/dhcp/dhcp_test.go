@@ -39,7 +39,13 @@ func inside(t *testing.T) (server string, yes bool) {
 	server = fmt.Sprintf("fl-dhcp-%d-server", os.Getpid())
 	for _, name := range []string{client, server} {
 		run(t, "ip", "netns", "add", name)
-		t.Cleanup(func() { run(t, "ip", "netns", "del", name) })
+		t.Cleanup(func() {
+			// A child that timed out leaves its dnsmasq behind.
+			for pid := range strings.FieldsSeq(run(t, "ip", "netns", "pids", name)) {
+				run(t, "kill", "-KILL", pid)
+			}
+			run(t, "ip", "netns", "del", name)
+		})
 	}
 	for i := range 2 {
 		c, s := fmt.Sprintf("eth%d", i), fmt.Sprintf("s%d", i)

@@ -1,0 +1,68 @@
+# Everything that is built, tested and shown. On a fresh Debian 12 machine, as
+# root and with Go, each target sets up what it needs (hack/setup).
+
+ARCH ?= amd64
+GO ?= go
+# Where the programs of an architecture go: bin for this one's usual, amd64.
+BIN = $(if $(filter amd64,$(ARCH)),bin,bin/$(ARCH))
+PROGRAMS = installer uinit imageserver tools/firstlight
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
+# What runs in virtual machines, and takes minutes.
+VM_TESTS = ./hack/e2e/...
+VM_TIMEOUT ?= 20m
+
+export CGO_ENABLED = 0
+
+.PHONY: all build initramfs rootfs setup demo test test-full test-unit test-vm lint generate bench clean
+
+all: build initramfs
+
+setup:
+	@hack/setup $(ARCH)
+
+# Static programs, the same bytes wherever they are built.
+build:
+	@mkdir -p $(BIN)
+	GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/ $(addprefix ./,$(PROGRAMS))
+
+# The shared part of the installer's initramfs. For arm64 INITRAMFS_ROOT is the
+# root of a Debian arm64 system that has cryptsetup, e2fsprogs and dosfstools.
+INITRAMFS_ROOT ?= /
+initramfs: setup
+	$(GO) run ./hack/initramfs -arch $(ARCH) -root $(INITRAMFS_ROOT) -out build/initramfs-$(ARCH).cpio.zst
+
+rootfs: setup
+	@hack/demo/rootfs
+
+# The main job, from PXE to a login prompt.
+demo: setup build initramfs rootfs
+	$(GO) build -o build/demo/demo ./hack/demo
+	@build/demo/demo
+
+test: setup lint test-unit test-vm
+
+test-unit: setup
+	$(GO) test $$($(GO) list ./... | grep -v '/hack/e2e')
+	$(GO) test -count=1 ./hack/houserules/...
+
+test-vm: setup build initramfs rootfs
+	$(GO) test -count=1 -timeout $(VM_TIMEOUT) -v $(VM_TESTS)
+
+# The long series too.
+test-full: setup lint test-unit build initramfs rootfs
+	$(GO) test -tags full -count=1 -timeout 120m -v $(VM_TESTS)
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt -w these:" $$unformatted; exit 1; fi
+	$(GO) vet -tags full ./...
+	$(GO) run $(STATICCHECK) ./...
+
+generate: setup
+	hack/generate
+
+bench: setup build initramfs
+	$(GO) run ./hack/bench
+
+clean:
+	rm -rf bin build

@@ -57,7 +57,7 @@ func Places(r io.ReaderAt, size uint64, sectorSize uint32) ([]Range, error) {
 	if s.err != nil {
 		return nil, storage.Errorf(storage.CodeUnreadable, "looking for old signatures: %w", s.err)
 	}
-	return merge(s.places), nil
+	return Merge(s.places), nil
 }
 
 // Inside are the ranges to zero within a partition that is about to be made, so
@@ -68,7 +68,7 @@ func Inside(r io.ReaderAt, offset, size uint64, sectorSize uint32) ([]Range, err
 	if s.err != nil {
 		return nil, storage.Errorf(storage.CodeUnreadable, "looking for old signatures: %w", s.err)
 	}
-	return merge(s.places), nil
+	return Merge(s.places), nil
 }
 
 // Erase zeroes the ranges and returns how many bytes it wrote. It does not sync.
@@ -87,8 +87,8 @@ func Erase(w io.WriterAt, ranges []Range) (written uint64, err error) {
 	return written, nil
 }
 
-// merge sorts ranges and joins those that touch.
-func merge(ranges []Range) []Range {
+// Merge sorts ranges and joins those that touch.
+func Merge(ranges []Range) []Range {
 	slices.SortFunc(ranges, func(a, b Range) int { return cmp.Compare(a.Offset, b.Offset) })
 	var out []Range
 	for _, r := range ranges {

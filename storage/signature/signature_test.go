@@ -384,7 +384,7 @@ func TestUnreadable(t *testing.T) {
 }
 
 func TestMerge(t *testing.T) {
-	got := merge([]Range{{10, 5}, {0, 10}, {30, 1}, {12, 10}, {40, 0}})
+	got := Merge([]Range{{10, 5}, {0, 10}, {30, 1}, {12, 10}, {40, 0}})
 	if d := cmp.Diff([]Range{{0, 22}, {30, 1}}, got); d != "" {
 		t.Error(d)
 	}

@@ -1,0 +1,537 @@
+// Package apply makes disks match a layout: it erases, partitions, encrypts,
+// formats and mounts. It is the only package that destroys anything.
+//
+// It decides nothing. Before the first write it looks at every disk once more
+// and refuses all of them when one is not what the layout was made for.
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/block"
+	"github.com/firstlight/firstlight/storage/gpt"
+	"github.com/firstlight/firstlight/storage/luks"
+	"github.com/firstlight/firstlight/storage/mkfs"
+	"github.com/firstlight/firstlight/storage/signature"
+	"github.com/firstlight/firstlight/storage/tool"
+)
+
+// Mounter mounts file systems; Close unmounts them in reverse and may be called
+// again after an error. [mount.Stack] is the real one.
+type Mounter interface {
+	Mount(source, target, fileSystem string, flags uintptr, data string) error
+	Close() error
+}
+
+// Seams are the ways to the system.
+type Seams struct {
+	Runner tool.Runner
+	// OpenDisk opens a disk for us alone; [block.Open] is the real one.
+	OpenDisk func(path string) (block.Device, error)
+	// WaitFor waits for a device node; [block.WaitFor] is the real one.
+	WaitFor func(ctx context.Context, node string, limit time.Duration) error
+	Mounter Mounter
+	// Rand gives the keys; [crypto/rand.Reader] is the real one.
+	Rand io.Reader
+	// Identify reads the serial number and WWN of a disk as the inventory did;
+	// nil leaves that check out.
+	Identify func(disk storage.DiskLayout) (serial, wwn string, err error)
+}
+
+// Progress is told each step as it begins; partition is empty for steps of the
+// whole disk. It is called by several goroutines.
+type Progress func(disk, partition, step string)
+
+// Options of [Run].
+type Options struct {
+	// Root is the directory at which the new root file system is mounted.
+	Root string
+	// Commit is called once, after every check and before the first write. An
+	// error of it ends Run with nothing written. It may be nil.
+	Commit func() error
+	// Ready is called when the volume of a mount point of the layout is mounted
+	// at its place below Root, and the mount points in it are made. It is called
+	// by several goroutines, for a volume always after the one it lies in. It
+	// may be nil.
+	Ready func(mountPoint string)
+	// Progress may be nil.
+	Progress Progress
+}
+
+const (
+	// nodeLimit is how long a partition's node may take to appear.
+	nodeLimit = 30 * time.Second
+	// closeLimit is how long cryptsetup may take to close a mapping.
+	closeLimit = 30 * time.Second
+	// atOnce is how many programs run at the same time.
+	atOnce = 8
+)
+
+// Applied is a layout that was made and is mounted.
+type Applied struct {
+	seams  Seams
+	layout storage.Layout
+	keys   *keys
+
+	mu       sync.Mutex
+	mappings []string // open, in the order in which they were opened
+	written  map[string]uint64
+	closed   bool
+}
+
+// Run makes the disks match the layout and mounts all volumes. Everything is done
+// at once that can be: disks do not wait for each other, and volumes only for the
+// one that they are mounted in.
+//
+// On an error everything that was opened is closed again, and so is the mounter;
+// whether something was written is known from Options.Commit. Errors have STO and
+// LUK codes.
+func Run(ctx context.Context, s Seams, l storage.Layout, o Options) (_ *Applied, err error) {
+	if o.Progress == nil {
+		o.Progress = func(string, string, string) {}
+	}
+	if o.Ready == nil {
+		o.Ready = func(string) {}
+	}
+	if len(l.Disks) == 0 {
+		return nil, storage.Errorf(storage.CodeNoDisk, "the layout has no disk")
+	}
+	r := &run{Seams: s, layout: l, options: o, slots: make(chan struct{}, atOnce), mounted: make(map[string]chan struct{})}
+	for _, v := range l.Mounts() {
+		r.mounted[v.MountPoint()] = make(chan struct{})
+	}
+	r.applied = &Applied{seams: s, layout: l, written: make(map[string]uint64)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.applied.Close())
+		}
+	}()
+	if r.applied.keys, err = newKeys(l, s.Rand); err != nil {
+		return nil, err
+	}
+
+	devices, err := r.open(ctx)
+	defer func() {
+		for _, d := range devices {
+			if d != nil {
+				err = errors.Join(err, d.Close())
+			}
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.Root, 0o755); err != nil {
+		return nil, storage.Errorf(storage.CodeMount, "making the mount point of the new root: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("before the first write: %w", context.Cause(ctx))
+	}
+	if o.Commit != nil {
+		if err := o.Commit(); err != nil {
+			return nil, err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for i, d := range l.Disks {
+		g.Go(func() error {
+			if err := r.partition(ctx, d, devices[i]); err != nil {
+				return err
+			}
+			for _, p := range d.Partitions {
+				if p.FileSystem != "" {
+					g.Go(func() error { return r.volume(ctx, storage.Volume{Disk: d, Partition: p}) })
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return r.applied, nil
+}
+
+// run is what the goroutines of one Run share.
+type run struct {
+	Seams
+	layout  storage.Layout
+	options Options
+	applied *Applied
+	slots   chan struct{}            // one for each program that runs
+	mounted map[string]chan struct{} // closed when the mount point is mounted
+}
+
+// open opens every disk for us alone and checks that it is the one, with the
+// contents, for which the layout was made. What was opened is returned with an
+// error too.
+func (r *run) open(ctx context.Context) ([]block.Device, error) {
+	devices := make([]block.Device, len(r.layout.Disks))
+	errs := make([]error, len(r.layout.Disks))
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for i, d := range r.layout.Disks {
+		g.Go(func() error {
+			r.options.Progress(d.Name, "", "check")
+			devices[i], errs[i] = r.OpenDisk(d.Path)
+			if errs[i] == nil {
+				errs[i] = r.check(d, devices[i])
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // the errors are in errs: all disks are reported, not the first
+	return devices, errors.Join(errs...)
+}
+
+func (r *run) check(d storage.DiskLayout, dev block.Device) error {
+	changed := func(format string, args ...any) error {
+		return storage.Errorf(storage.CodeChanged, "%s is not the disk that the plan was made for: %s; nothing was written", d.Path, fmt.Sprintf(format, args...))
+	}
+	if dev.Size() != d.Size || dev.SectorSize() != d.SectorSize {
+		return changed("it has %d bytes in sectors of %d, planned were %d in sectors of %d", dev.Size(), dev.SectorSize(), d.Size, d.SectorSize)
+	}
+	if r.Identify != nil {
+		serial, wwn, err := r.Identify(d)
+		if err != nil {
+			return changed("its serial number cannot be read: %v", err)
+		}
+		if serial != d.Serial || wwn != d.WWN {
+			return changed("its serial number is %q and its WWN %q, planned were %q and %q", serial, wwn, d.Serial, d.WWN)
+		}
+	}
+	contents, err := signature.Probe(d.Name, dev, dev.Size(), dev.SectorSize())
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(contents, d.Contents) {
+		return changed("there is something else on it now (%s) than then (%s)", kinds(contents), kinds(d.Contents))
+	}
+	return nil
+}
+
+func kinds(contents []storage.Content) string {
+	if len(contents) == 0 {
+		return "nothing"
+	}
+	var names []string
+	for _, c := range contents {
+		names = append(names, strings.TrimSpace(c.Where+" "+c.Kind+" "+c.Label))
+	}
+	return strings.Join(names, ", ")
+}
+
+// partition erases a disk, writes its table and gives the disk back, so that the
+// partitions can be opened.
+func (r *run) partition(ctx context.Context, d storage.DiskLayout, dev block.Device) (err error) {
+	defer func() { err = errors.Join(err, dev.Close()) }()
+	r.options.Progress(d.Name, "", "erase")
+	places, err := signature.Places(dev, d.Size, d.SectorSize)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.Path, err)
+	}
+	// A disk that discards is faster afterwards. It promises nothing about what
+	// is read then, so that signatures are zeroed all the same; one that fails
+	// to discard will show in the writes whether it works.
+	if _, err := dev.Discard(); err != nil {
+		r.options.Progress(d.Name, "", fmt.Sprintf("erase: %v; going on without", err))
+	}
+	sector := uint64(d.SectorSize)
+	var parts []block.Partition
+	for _, p := range d.Partitions {
+		at := p.FirstSector * sector
+		more, err := signature.Inside(dev, at, p.Bytes, d.SectorSize)
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.Path, err)
+		}
+		places = append(places, more...)
+		parts = append(parts, block.Partition{Number: p.Number, Offset: at, Size: p.Bytes})
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("erasing %s: %w", d.Path, context.Cause(ctx))
+	}
+	written, err := signature.Erase(dev, signature.Merge(places))
+	r.applied.wrote(d.Name, written)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.Path, err)
+	}
+	if err := dev.Sync(); err != nil {
+		return err
+	}
+
+	r.options.Progress(d.Name, "", "partition")
+	regions, err := gpt.Table(d)
+	if err != nil {
+		return err
+	}
+	for _, region := range regions {
+		n, err := dev.WriteAt(region.Data, int64(region.Offset))
+		r.applied.wrote(d.Name, uint64(n))
+		if err != nil {
+			return storage.Errorf(storage.CodeIO, "writing the partition table of %s: %w", d.Path, err)
+		}
+		if err := dev.Sync(); err != nil {
+			return err
+		}
+	}
+	return dev.Reread(parts)
+}
+
+// volume encrypts, formats and mounts one volume.
+func (r *run) volume(ctx context.Context, v storage.Volume) error {
+	d, p := v.Disk, v.Partition
+	name := storage.PartitionName(d.Name, p.Number)
+	node := d.Node(p)
+	if err := r.WaitFor(ctx, node, nodeLimit); err != nil {
+		return err
+	}
+	if p.LUKS != nil {
+		key := r.applied.keys.of(p.LUKS.Mapping)
+		r.options.Progress(d.Name, name, "encrypt")
+		if err := r.tool(ctx, luks.Format(node, *p.LUKS, p.Name, key)); err != nil {
+			return luks.Explain("encrypting "+node, err)
+		}
+		if err := r.tool(ctx, luks.Open(node, p.LUKS.Mapping, key)); err != nil {
+			r.applied.closeHalfOpen(p.LUKS.Mapping)
+			return luks.Explain("opening "+node, err)
+		}
+		r.applied.opened(p.LUKS.Mapping)
+		if err := r.WaitFor(ctx, v.Device(), nodeLimit); err != nil {
+			return err
+		}
+	}
+	r.options.Progress(d.Name, name, "format")
+	cmd, err := mkfs.Format(v.Device(), d.SectorSize, p)
+	if err != nil {
+		return err
+	}
+	if err := r.tool(ctx, cmd); err != nil {
+		var exit *tool.ExitError
+		if errors.As(err, &exit) {
+			return storage.Errorf(storage.CodeFormat, "making the file system %s for %s: %w", p.FileSystem, p.MountPoint, err)
+		}
+		return err
+	}
+	if p.MountPoint == "" {
+		return nil
+	}
+	if parent := r.parent(p.MountPoint); parent != "" {
+		select {
+		case <-r.mounted[parent]:
+		case <-ctx.Done():
+			return fmt.Errorf("mounting %s: %w", p.MountPoint, context.Cause(ctx))
+		}
+	}
+	r.options.Progress(d.Name, name, "mount")
+	if err := r.mount(v); err != nil {
+		return err
+	}
+	close(r.mounted[p.MountPoint])
+	r.options.Ready(p.MountPoint)
+	return nil
+}
+
+// mount mounts a volume and makes in it the mount points of those that come
+// below, before anyone else can put something there.
+func (r *run) mount(v storage.Volume) error {
+	p := v.Partition
+	target := filepath.Join(r.options.Root, p.MountPoint)
+	data := ""
+	if p.FileSystem == storage.Ext4 {
+		// The kernel's own zeroing of inode tables would compete with the
+		// unpacking; the new OS does it.
+		data = "noinit_itable"
+	}
+	if err := r.Mounter.Mount(v.Device(), target, p.FileSystem, unix.MS_NOATIME, data); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(target)
+	if err != nil {
+		return storage.Errorf(storage.CodeMount, "opening the new file system at %s: %w", p.MountPoint, err)
+	}
+	defer root.Close() // only used for names
+	if p.FileSystem != storage.VFAT && (p.RootUserID != 0 || p.RootGroupID != 0) {
+		if err := root.Chown(".", int(p.RootUserID), int(p.RootGroupID)); err != nil {
+			return storage.Errorf(storage.CodeMount, "owner of %s: %w", p.MountPoint, err)
+		}
+	}
+	for point := range r.mounted {
+		if r.parent(point) != p.MountPoint {
+			continue
+		}
+		name := strings.TrimPrefix(strings.TrimPrefix(point, p.MountPoint), "/")
+		if err := mkdirs(root, name); err != nil {
+			return storage.Errorf(storage.CodeMount, "making the mount point %s: %w", point, err)
+		}
+	}
+	return nil
+}
+
+// mkdirs makes a directory and those above it with mode 0755, whatever the umask
+// of the process is.
+func mkdirs(root *os.Root, name string) error {
+	for i := range len(name) + 1 {
+		if i < len(name) && name[i] != '/' {
+			continue
+		}
+		err := root.Mkdir(name[:i], 0o755)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err == nil {
+			err = root.Chmod(name[:i], 0o755)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parent is the mount point of the volume in which a mount point lies; "" for /.
+func (r *run) parent(mountPoint string) string {
+	if mountPoint == "/" {
+		return ""
+	}
+	for dir := filepath.Dir(mountPoint); ; dir = filepath.Dir(dir) {
+		if _, ok := r.mounted[dir]; ok || dir == "/" {
+			return dir
+		}
+	}
+}
+
+// tool runs a program when one of the slots is free.
+func (r *run) tool(ctx context.Context, c tool.Cmd) error {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-ctx.Done():
+		return fmt.Errorf("running %s: %w", c.Name, context.Cause(ctx))
+	}
+	_, err := r.Runner.Run(ctx, c)
+	return err
+}
+
+func (a *Applied) opened(mapping string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.mappings = append(a.mappings, mapping)
+}
+
+// closeHalfOpen takes away what a killed cryptsetup may have left.
+func (a *Applied) closeHalfOpen(mapping string) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+	defer cancel()
+	// It fails when there is nothing, which is what is wanted.
+	_, _ = a.seams.Runner.Run(ctx, luks.Close(mapping))
+}
+
+func (a *Applied) wrote(disk string, n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.written[disk] += n
+}
+
+// Layout is what was made.
+func (a *Applied) Layout() storage.Layout { return a.layout }
+
+// Written are the bytes that erasing and partitioning wrote, by disk name. What
+// file systems write is in the kernel's own counts.
+func (a *Applied) Written() map[string]uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.written)
+}
+
+// WriteKeys writes the key file of each encrypted volume into the new root:
+// directory mode 0700, files 0400, each whole and synced before it has its name.
+func (a *Applied) WriteKeys(root *os.Root) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return errors.New("writing key files: the keys are wiped already")
+	}
+	for _, v := range a.layout.Mounts() {
+		l := v.Partition.LUKS
+		if l == nil {
+			continue
+		}
+		if err := writeKey(root, strings.TrimPrefix(l.KeyFile, "/"), a.keys.of(l.Mapping)); err != nil {
+			return storage.Errorf(storage.CodeIO, "writing the key file of %s: %w", v.MountPoint(), err)
+		}
+	}
+	return nil
+}
+
+func writeKey(root *os.Root, name string, key []byte) (err error) {
+	dir := filepath.Dir(name)
+	if err := mkdirs(root, filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := root.Chmod(dir, 0o700); err != nil {
+		return err
+	}
+	if err := root.Chown(dir, 0, 0); err != nil {
+		return err
+	}
+	temporary := name + ".new"
+	if err := root.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o400)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(key)
+	if err = errors.Join(err, f.Chmod(0o400), f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, root.Remove(temporary))
+	}
+	if err := root.Rename(temporary, name); err != nil {
+		return err
+	}
+	d, err := root.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Close unmounts everything, closes the mappings and wipes the keys, in reverse
+// of the order in which they came. It goes on after an error and joins them. It
+// may be called twice: what is closed stays so, what failed is tried again.
+func (a *Applied) Close() error {
+	err := a.seams.Mounter.Close()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var left []string
+	for _, mapping := range slices.Backward(a.mappings) {
+		// Without the caller's context: it may be what ended the installation.
+		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+		_, e := a.seams.Runner.Run(ctx, luks.Close(mapping))
+		cancel()
+		if e != nil {
+			err = errors.Join(err, luks.Explain("closing the mapping "+mapping, e))
+			left = append([]string{mapping}, left...)
+		}
+	}
+	a.mappings = left
+	a.closed = true
+	return errors.Join(err, a.keys.wipe())
+}

@@ -199,7 +199,7 @@ func printPlan(ctx context.Context, s *session, _ []string) error {
 			return err
 		}
 	}
-	p, err := plan.New(s.config, s.inventory, s.image)
+	p, err := plan.New(s.config, s.inventory, s.image, s.skipped()...)
 	if err != nil {
 		return err
 	}

@@ -11,17 +11,66 @@ import (
 	"syscall"
 
 	"github.com/firstlight/firstlight/installer/bootloader"
+	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/unpack"
+	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/apply"
+	"github.com/firstlight/firstlight/storage/block"
+	"github.com/firstlight/firstlight/storage/mount"
 )
 
 // buildStorage makes the disks match the plan; ready is told of each volume
-// that is mounted at its place.
-func (i *installation) buildStorage(ctx context.Context, ready *volumes) error {
+// that is mounted at its place. Its first act is to look at every disk once
+// more; then the point of no return is passed.
+func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, ready *volumes) error {
 	if i.opt.skipStorage {
 		return skip{"-skipStorage"}
 	}
-	return errors.New("wire me")
+	applied, err := apply.Run(ctx, apply.Seams{
+		Runner:   i.storageRunner(),
+		OpenDisk: block.Open,
+		WaitFor:  block.WaitFor,
+		Mounter:  mounts,
+		Rand:     i.env.random,
+		Identify: i.identifyDisk,
+	}, i.plan.Layout, apply.Options{
+		Root: i.opt.mountPoint,
+		Commit: func() error {
+			i.model.PointOfNoReturn()
+			i.model.DisksChanged()
+			return nil
+		},
+		Ready: ready.markReady,
+		Progress: func(disk, partition, step string) {
+			name := disk
+			if partition != "" {
+				name = partition
+			}
+			i.model.DiskStep(name, step, progress.Running)
+			i.model.Logf(progress.Storage, "%s: %s", name, step)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	i.disks = applied
+	i.opened.push("the new system's disks", applied.Close)
+	return nil
+}
+
+// identifyDisk reads serial number and WWN of a disk as the inventory did.
+func (i *installation) identifyDisk(wanted storage.DiskLayout) (serial, wwn string, err error) {
+	now, err := inventory.Read(i.env.sys)
+	if err != nil {
+		return "", "", err
+	}
+	for _, disk := range now.Disks {
+		if disk.Path == wanted.Path {
+			return disk.Serial, disk.WWN, nil
+		}
+	}
+	return "", "", fmt.Errorf("%s is gone", wanted.Path)
 }
 
 // unpackImage writes the image below the mount point, each entry as soon as
@@ -48,11 +97,29 @@ func (i *installation) unpackImage(ctx context.Context, ready *volumes) error {
 	})
 }
 
+// targetMounts are the mounts of the new system. Before they are taken down,
+// whoever works in them leaves.
+type targetMounts struct {
+	mount.Stack
+	leave func() error
+}
+
+// Close implements apply.Mounter.
+func (t *targetMounts) Close() error { return errors.Join(t.leave(), t.Stack.Close()) }
+
 func (i *installation) openRoot() (err error) {
 	if i.root, err = os.OpenRoot(i.opt.mountPoint); err != nil {
 		return fmt.Errorf("opening the new root: %w", err)
 	}
 	return nil
+}
+
+// closeRoot may be called again, and without an open root.
+func (i *installation) closeRoot() error {
+	if i.root == nil {
+		return nil
+	}
+	return i.root.Close()
 }
 
 func (i *installation) bootLoaderTarget() bootloader.Target {
@@ -80,5 +147,3 @@ func joinHostPort(host string, port uint) string {
 	}
 	return net.JoinHostPort(strings.Trim(host, "[]"), strconv.FormatUint(uint64(port), 10))
 }
-
-func (i *installation) checkDisks(context.Context) error { return nil }

@@ -35,7 +35,9 @@ func (i *installation) finish(ctx context.Context) error {
 		i.model.Log(progress.Finish, "-skipStorage: not handing over")
 		return i.notifyCompletion(ctx)
 	}
-	if err := i.closeTarget(); err != nil {
+	// After this the disks are whole, whatever happens to the machine.
+	i.model.Log(progress.Finish, "unmounting the new system")
+	if err := i.disks.Close(); err != nil {
 		return err
 	}
 	if err := i.env.writeRTC(i.env.now()); err != nil {
@@ -112,16 +114,6 @@ func (i *installation) logFiles() ([]target.File, error) {
 
 func logFile(name string, data []byte) target.File {
 	return target.File{Path: logDirectory + "/" + name, Mode: 0o640, Data: data}
-}
-
-// closeTarget unmounts the new root and closes the encrypted volumes: after
-// it the disks are whole, whatever happens to the machine.
-func (i *installation) closeTarget() error {
-	i.model.Log(progress.Finish, "unmounting the new system")
-	if err := i.root.Close(); err != nil {
-		return fmt.Errorf("closing the new root: %w", err)
-	}
-	return i.disks.Close()
 }
 
 // notifyCompletion runs -completionNotifier.

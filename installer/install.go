@@ -18,6 +18,7 @@ import (
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/dhcp"
+	"github.com/firstlight/firstlight/storage/apply"
 )
 
 // installation is one run through the phases: what each of them found or
@@ -47,12 +48,9 @@ type installation struct {
 	plan      plan.Plan
 	objects   object.Getter // every object of the image, staged
 	toolsRoot string        // where programs are run from: "" or -tmpRoot
-	disks     interface {
-		WriteKeys(*os.Root) error
-		Close() error
-	}
-	root *os.Root // the new root
-	by   string   // plan.Kexec or plan.Reboot: how the new system is started
+	disks     *apply.Applied
+	root      *os.Root // the new root
+	by        string   // plan.Kexec or plan.Reboot: how the new system is started
 }
 
 // newInstallation is an installation that has done nothing yet; its files lie
@@ -104,15 +102,25 @@ func (i *installation) run(ctx context.Context) error {
 }
 
 // buildAndUnpack makes the volumes and writes the image side by side: an
-// entry waits only for the volume that it lies on.
+// entry waits only for the volume that it lies on. Before volumes are taken
+// down again, the unpacking into them has ended.
 func (i *installation) buildAndUnpack(ctx context.Context) error {
 	both, ctx := errgroup.WithContext(ctx)
 	ready := newVolumes(i.plan.Layout)
+	unpacking, stopUnpacking := context.WithCancel(ctx)
+	defer stopUnpacking()
+	unpacked := make(chan struct{})
+	mounts := &targetMounts{leave: func() error {
+		stopUnpacking()
+		<-unpacked
+		return i.closeRoot()
+	}}
 	both.Go(func() error {
-		return i.step(ctx, step{progress.Storage, func(ctx context.Context) error { return i.buildStorage(ctx, ready) }})
+		return i.step(ctx, step{progress.Storage, func(ctx context.Context) error { return i.buildStorage(ctx, mounts, ready) }})
 	})
 	both.Go(func() error {
-		return i.step(ctx, step{progress.Unpack, func(ctx context.Context) error { return i.unpackImage(ctx, ready) }})
+		defer close(unpacked)
+		return i.step(unpacking, step{progress.Unpack, func(ctx context.Context) error { return i.unpackImage(ctx, ready) }})
 	})
 	return both.Wait()
 }

@@ -91,7 +91,7 @@ func (i *installation) findImage(ctx context.Context, name string) (plan.Image, 
 
 // makePlan decides everything that follows, and shows it whole.
 func (i *installation) makePlan(context.Context) error {
-	p, err := plan.New(i.config, i.inventory, i.image)
+	p, err := plan.New(i.config, i.inventory, i.image, i.skipped()...)
 	if err != nil {
 		return err
 	}
@@ -112,6 +112,18 @@ func (i *installation) makePlan(context.Context) error {
 		return errDryRun
 	}
 	return nil
+}
+
+// skipped are the parts that the flags leave to somebody else.
+func (i *installation) skipped() []plan.Skip {
+	var parts []plan.Skip
+	if i.opt.skipStorage {
+		parts = append(parts, plan.SkipStorage)
+	}
+	if i.opt.skipNetwork || i.opt.networkConfigurator != "" {
+		parts = append(parts, plan.SkipNetwork)
+	}
+	return parts
 }
 
 // unpackTools unpacks the tools image, or the image itself, where a custom
@@ -152,9 +164,10 @@ func (i *installation) proveNetwork(context.Context) error {
 }
 
 // commit is the line between reading and writing: everything that can fail
-// without touching a disk has been tried, and the disks are still the ones
-// that the plan speaks of.
-func (i *installation) commit(ctx context.Context) error {
+// without touching a disk has been tried. Whether the disks still are the ones
+// that the plan speaks of is looked at once more by what writes to them, just
+// before its first write.
+func (i *installation) commit(context.Context) error {
 	if i.opt.skipStorage {
 		return skip{"-skipStorage: no disk is written"}
 	}
@@ -165,11 +178,6 @@ func (i *installation) commit(ctx context.Context) error {
 	if !inMemory {
 		return refuse("STO-050", "the running system's root file-system is not in memory: disks are erased from the installer's own initramfs only")
 	}
-	if err := i.checkDisks(ctx); err != nil {
-		return err
-	}
-	i.model.PointOfNoReturn()
-	i.model.DisksChanged()
 	return nil
 }
 

@@ -25,10 +25,10 @@ var (
 // What the page shows at most, so that it stays below 60 KB. Everything is
 // in /api/v1/status and /log.
 const (
-	maxTailBytes = 12 << 10
+	maxTailBytes = 8 << 10
 	maxTailLines = 60
-	maxDisks     = 40
-	maxWarnings  = 10
+	maxDisks     = 24
+	maxWarnings  = 8
 	maxText      = 4 << 10
 )
 

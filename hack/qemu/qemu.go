@@ -143,7 +143,8 @@ func (c Config) arguments() ([]string, error) {
 	if c.Net.Silent {
 		args = append(args, "-netdev", "hubport,id=n0,hubid=0")
 	} else {
-		user := "user,id=n0,ipv6=off"
+		// IPv6 stays on: without it iPXE waits long for a router.
+		user := "user,id=n0"
 		if c.Net.TFTP != "" {
 			user += ",tftp=" + escape(c.Net.TFTP)
 		}

@@ -1,6 +1,11 @@
 "use strict";
 (function () {
-  var late = document.getElementById("late"), busy = false, again = false, timer = null;
+  var late = document.createElement("p"), busy = false, again = false, timer = null;
+  late.className = "box";
+  late.hidden = true;
+  late.setAttribute("role", "status");
+  late.textContent = "The installer does not answer. Either the machine has handed over to its new system, which takes this port with it, or the network is gone.";
+  document.body.prepend(late);
   function show() {
     timer = null;
     if (busy) { again = true; return; }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/firstlight/firstlight/imageserver/image"
+	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/inventory"
@@ -37,27 +38,16 @@ const (
 // installation.
 func New(c config.Config, machine inventory.Document, img Image, skip ...Skip) (Plan, error) {
 	d := &decision{config: c, machine: machine, image: img}
-	attributes := img.Manifest.Attributes
-	objects := img.Manifest.Objects()
 	d.plan = Plan{
-		Format:  Format,
-		Machine: d.describeMachine(),
-		Image: ImageSummary{
-			Name:    img.Name,
-			Digest:  img.Digest,
-			OS:      attributes[image.AttrOSName],
-			Arch:    attributes[image.AttrArch],
-			Objects: len(objects),
-			Bytes:   img.Manifest.Bytes(),
-			Inodes:  img.Manifest.Inodes(),
-		},
-		HandOver:     Reboot,
-		FetchObjects: len(objects),
-		Lost:         []string{},
-		Kept:         []string{},
-		Warnings:     slices.Concat([]string{}, c.Warnings, machine.Warnings),
+		Format:   Format,
+		Machine:  d.describeMachine(),
+		Image:    summarize(img),
+		HandOver: Reboot,
+		Lost:     []string{},
+		Kept:     []string{},
+		Warnings: slices.Concat([]string{}, c.Warnings, machine.Warnings),
 	}
-	d.checkArchitecture()
+	d.checkArchitecture(img)
 	d.checkRecords()
 	if !slices.Contains(skip, SkipStorage) {
 		d.decideStorage()
@@ -65,7 +55,8 @@ func New(c config.Config, machine inventory.Document, img Image, skip ...Skip) (
 	if !slices.Contains(skip, SkipNetwork) {
 		d.decideNetwork()
 	}
-	d.decideMemory(objects)
+	d.decideTools()
+	d.decideMemory()
 	if len(d.refusals) > 0 {
 		return Plan{}, d.refusals
 	}
@@ -77,6 +68,7 @@ type decision struct {
 	config   config.Config
 	machine  inventory.Document
 	image    Image
+	tools    *image.Manifest // what is unpacked to memory, or nil
 	plan     Plan
 	refusals Refusals
 }
@@ -107,13 +99,25 @@ func (d *decision) describeMachine() Machine {
 	return described
 }
 
-func (d *decision) checkArchitecture() {
-	switch arch := d.image.Manifest.Attributes[image.AttrArch]; arch {
+func summarize(img Image) ImageSummary {
+	return ImageSummary{
+		Name:    img.Name,
+		Digest:  img.Digest,
+		OS:      img.Manifest.Attributes[image.AttrOSName],
+		Arch:    img.Manifest.Attributes[image.AttrArch],
+		Objects: len(img.Manifest.Objects()),
+		Bytes:   img.Manifest.Bytes(),
+		Inodes:  img.Manifest.Inodes(),
+	}
+}
+
+func (d *decision) checkArchitecture(img Image) {
+	switch arch := img.Manifest.Attributes[image.AttrArch]; arch {
 	case d.machine.Arch:
 	case "":
-		d.refuse(CodeArch, "image %s does not say for which architecture it is: it holds no program that was recognised; this machine is %s", d.image.Name, d.machine.Arch)
+		d.refuse(CodeArch, "image %s does not say for which architecture it is: it holds no program that was recognised; this machine is %s", img.Name, d.machine.Arch)
 	default:
-		d.refuse(CodeArch, "image %s is for %s, this machine is %s", d.image.Name, arch, d.machine.Arch)
+		d.refuse(CodeArch, "image %s is for %s, this machine is %s", img.Name, arch, d.machine.Arch)
 	}
 }
 
@@ -283,6 +287,7 @@ func (d *decision) decideNetwork() {
 const (
 	workingBytes  = 160 << 20
 	bytesPerEntry = 1 << 10
+	pageBytes     = 4 << 10
 )
 
 // What the stage takes beside the objects: the frame of each, and room for what
@@ -292,18 +297,64 @@ const (
 	stageSlack = 16 << 20
 )
 
-func (d *decision) decideMemory(objects []image.Object) {
+// decideTools says which image is unpacked to memory, if one is.
+func (d *decision) decideTools() {
+	from := d.image.Tools
+	if from != nil && from.Digest != d.image.Digest {
+		d.checkArchitecture(*from)
+	}
+	if missing := d.missingPrograms(); len(missing) > 0 {
+		if from == nil {
+			from = &d.image
+		}
+		d.warn("%s is unpacked to memory as well, because the installer does not carry %s", from.Name, strings.Join(missing, ", "))
+		for _, name := range missing {
+			if !hasProgram(from.Manifest, name) {
+				d.refuse(CodeNoProgram, "the layout needs %s, which neither the installer nor image %s has: install its package in the image, or choose another FileSystemType", name, from.Name)
+			}
+		}
+	}
+	if from != nil {
+		tools := summarize(*from)
+		d.plan.Tools = &tools
+		d.tools = from.Manifest
+	}
+}
+
+// hasProgram looks where a chroot into the image would.
+func hasProgram(m *image.Manifest, name string) bool {
+	for _, dir := range []string{"usr/sbin", "usr/bin", "sbin", "bin"} {
+		if e, ok := m.Resolve(dir + "/" + name); ok && e.Type == image.File && e.Mode&0o111 != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *decision) decideMemory() {
 	p := &d.plan
 	var stage, largest uint64
-	for _, o := range objects {
-		stored, known := d.image.Stored[o.Digest]
-		if !known || stored > o.Size {
-			stored = o.Size // never sent larger than it is
+	seen := make(map[object.Digest]bool)
+	count := func(img Image) {
+		for _, o := range img.Manifest.Objects() {
+			if seen[o.Digest] {
+				continue
+			}
+			seen[o.Digest] = true
+			stored, known := img.Stored[o.Digest]
+			if !known || stored > o.Size {
+				stored = o.Size // never sent larger than it is
+			}
+			p.FetchObjects++
+			p.FetchBytes += stored
+			// What is found on an old disk is compressed here, not by the server.
+			stage += min(o.Size, stored+stored/16) + frameBytes
+			largest = max(largest, stored)
 		}
-		p.FetchBytes += stored
-		// What is found on an old disk is compressed here, not by the server.
-		stage += min(o.Size, stored+stored/16) + frameBytes
-		largest = max(largest, stored)
+	}
+	count(d.image)
+	if d.image.Tools != nil {
+		count(*d.image.Tools)
 	}
 	p.StageBytes = roundUp(stage+largest+stageSlack, 1<<20)
 
@@ -315,10 +366,12 @@ func (d *decision) decideMemory(objects []image.Object) {
 			}
 		}
 	}
-	if tools := d.missingPrograms(); len(tools) > 0 {
-		// They run from an unpacked image in memory.
-		need += p.Image.Bytes
-		d.warn("the image is unpacked to memory as well, because the installer does not carry %s", strings.Join(tools, ", "))
+	if d.tools != nil {
+		for i := range d.tools.Entries {
+			if e := &d.tools.Entries[i]; e.Type != image.Hardlink {
+				need += roundUp(e.Size, pageBytes) + bytesPerEntry
+			}
+		}
 	}
 	p.MemoryNeed = roundUp(need, 1<<20)
 	p.MemoryHave = cmp.Or(d.machine.MemoryAvailableBytes, d.machine.MemoryBytes)

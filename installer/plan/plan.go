@@ -33,14 +33,21 @@ type Image struct {
 	// Stored is the size in bytes of each object as the server sends it. It is a
 	// hint: an object that is missing here is counted with its unpacked size.
 	Stored map[object.Digest]uint64
+	// Tools is the image that is unpacked to memory because custom programmes run
+	// in it: that of tools-imagename, or the image itself; nil when there are no
+	// such programmes. Its own Tools means nothing.
+	Tools *Image
 }
 
 // Plan is an installation, completely decided.
 type Plan struct {
-	Format  int            `json:"format"`
-	Machine Machine        `json:"machine"`
-	Image   ImageSummary   `json:"image"`
-	Layout  storage.Layout `json:"layout"`
+	Format  int          `json:"format"`
+	Machine Machine      `json:"machine"`
+	Image   ImageSummary `json:"image"`
+	// Tools is the image that is unpacked to memory for custom programmes and for
+	// programs that the installer does not carry; nil when there is no need.
+	Tools  *ImageSummary  `json:"tools,omitempty"`
+	Layout storage.Layout `json:"layout"`
 	// Network is how the new OS will be connected.
 	Network netconfig.Config `json:"network"`
 	Boot    boot.Choice      `json:"boot"`

@@ -257,6 +257,51 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+func TestTools(t *testing.T) {
+	c, d, img := siteConfig(), machine(), debian(t)
+	plain, err := New(c, d, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plain.Tools != nil {
+		t.Error("tools that nobody asked for")
+	}
+	self := img
+	self.Tools = &img
+	asked, err := New(c, d, self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if asked.Tools == nil || asked.Tools.Name != img.Name || asked.FetchBytes != plain.FetchBytes || asked.MemoryNeed+1<<20 < plain.MemoryNeed+img.Manifest.Bytes() {
+		t.Errorf("the image as its own tools: %+v, %d bytes to fetch, %d of memory", asked.Tools, asked.FetchBytes, asked.MemoryNeed)
+	}
+	// A tools image shares an object, and brings one.
+	tools := Image{Name: "tools/1", Digest: object.Of([]byte("tools/1")), Manifest: &image.Manifest{
+		Attributes: map[string]string{image.AttrArch: "amd64"},
+		Entries: []image.Entry{
+			{Path: ".", Type: image.Dir},
+			{Path: "a", Type: image.File, Size: 300 << 20, Digest: object.Of([]byte("usr/big"))},
+			{Path: "b", Type: image.File, Size: 100 << 20, Digest: object.Of([]byte("tool"))},
+		},
+	}}
+	img.Tools = &tools
+	separate, err := New(c, d, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if separate.FetchObjects != plain.FetchObjects+1 || separate.FetchBytes != plain.FetchBytes+100<<20 || separate.StageBytes < plain.StageBytes+100<<20 {
+		t.Errorf("with a tools image %d objects, %d bytes, stage %d; without %d, %d, %d",
+			separate.FetchObjects, separate.FetchBytes, separate.StageBytes, plain.FetchObjects, plain.FetchBytes, plain.StageBytes)
+	}
+	if !strings.Contains(separate.Text(), "Tools    tools/1") {
+		t.Error("the text does not name the tools image")
+	}
+	tools.Manifest.Attributes[image.AttrArch] = "arm64"
+	if _, err := New(c, d, img); codeOf(err) != CodeArch {
+		t.Errorf("tools for another architecture: %v", err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	tests := map[string]struct {
 		change func(*config.Config, *inventory.Document, *Image)
@@ -318,8 +363,19 @@ func TestRefusals(t *testing.T) {
 			CodeDamaged, []string{"/boot/vmlinuz"},
 		},
 		"file system that the image does not know": {
-			func(c *config.Config, _ *inventory.Document, _ *Image) { c.Storage.Volumes[1].FileSystem = storage.XFS },
+			func(c *config.Config, _ *inventory.Document, i *Image) {
+				c.Storage.Volumes[1].FileSystem = storage.XFS
+				mkfs := image.Entry{Path: "usr/sbin/mkfs.xfs", Type: image.File, Mode: 0o755, Size: 1, Digest: object.Of([]byte("mkfs.xfs"))}
+				i.Manifest.Entries = append(i.Manifest.Entries, mkfs)
+			},
 			CodeFileSystem, []string{"xfs", "xfsprogs"},
+		},
+		"mkfs that nobody has": {
+			func(c *config.Config, _ *inventory.Document, i *Image) {
+				c.Storage.Volumes[1].FileSystem = storage.XFS
+				i.Manifest.Attributes[image.AttrFileSystems] += ",xfs" // it can check it
+			},
+			CodeNoProgram, []string{"mkfs.xfs"},
 		},
 		"no cryptsetup in the image": {
 			func(_ *config.Config, _ *inventory.Document, i *Image) {

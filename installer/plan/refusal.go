@@ -13,6 +13,7 @@ const (
 	CodeMemory       = "IMG-061" // the machine has too little memory
 	CodeFileSystem   = "IMG-062" // the image does not know a file system of the layout
 	CodeDamaged      = "IMG-063" // an attribute of the image names a file that is not there
+	CodeNoProgram    = "IMG-064" // a program that the layout needs is nowhere
 	CodeNoCryptsetup = "LUK-020" // the image cannot open encrypted volumes
 	CodeNoRenderer   = "CNF-020" // the image does not have the network programs
 )

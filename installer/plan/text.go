@@ -27,6 +27,9 @@ func (p Plan) Text() string {
 	t.field("Image", p.Image.Name, p.Image.OS)
 	t.field("", p.Image.Digest.String())
 	t.field("", fmt.Sprintf("%s files, %s unpacked", thousands(p.Image.Objects), storage.Bytes(p.Image.Bytes)))
+	if p.Tools != nil {
+		t.field("Tools", p.Tools.Name, "unpacked to memory, to run programs from")
+	}
 	t.line("", "")
 
 	if len(p.Layout.Disks) == 0 {

@@ -159,6 +159,7 @@ func sameArch(name, arch string) bool {
 
 func (d *decision) decideStorage() {
 	spec := d.config.Storage
+	spec.Architecture = d.machine.Arch
 	layout, err := storage.Resolve(spec, d.machine.Disks, d.machine.Selected, spec.Need(d.files), d.machine.Firmware, d.id)
 	if err == nil && d.config.LayoutFromDefault {
 		err = layout.RefuseForeign()

@@ -158,7 +158,7 @@ func (g *grub) linkByUUID() error {
 	return nil
 }
 
-// grub runs a program in the new root.
+// command runs a program in the new root.
 func (g *grub) command(ctx context.Context, name string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -220,7 +220,7 @@ func (g *grub) configure(ctx context.Context) error {
 	if err != nil {
 		return &Error{CodeConfigure, fmt.Errorf("reading GRUB's menu: %w", err)}
 	}
-	if strings.Contains(string(data), "blscfg") && !linuxLine.Match(data) {
+	if strings.Contains(string(data), "blscfg") && !strings.Contains(string(data), path.Base(g.target.Choice.Kernel)) {
 		g.warn("GRUB's menu lies in /boot/loader/entries and was not checked")
 		return nil
 	}
@@ -241,8 +241,6 @@ func (g *grub) readsDirectory() bool {
 	return false
 }
 
-var serialConsole = regexp.MustCompile(`^console=ttyS(\d+)(?:,(\d+))?`)
-
 // Settings are the lines of /etc/default/grub that make GRUB boot what was
 // chosen: the same command line as kexec's, on the same consoles.
 func Settings(c boot.Choice) string {
@@ -261,6 +259,7 @@ func Settings(c boot.Choice) string {
 		"GRUB_CMDLINE_LINUX='" + strings.Join(words, " ") + "'",
 		"GRUB_DISABLE_OS_PROBER=true",
 	}
+	serialConsole := regexp.MustCompile(`^console=ttyS(\d+)(?:,(\d+))?`)
 	for _, console := range c.Consoles {
 		if m := serialConsole.FindStringSubmatch(console); m != nil {
 			speed := m[2]
@@ -275,15 +274,12 @@ func Settings(c boot.Choice) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-var (
-	linuxLine  = regexp.MustCompile(`(?m)^\s*linux(?:efi|16)?\s+(\S+)\s*(.*)$`)
-	initrdLine = regexp.MustCompile(`(?m)^\s*initrd(?:efi|16)?\s+(.*)$`)
-)
-
 // CheckMenu says whether menu, a grub.cfg, has an entry that boots t's
 // kernel with its initrd and every word of its command line.
 func CheckMenu(menu string, t Target) error {
 	kernel, initrd := path.Base(t.Choice.Kernel), path.Base(t.Choice.Initrd)
+	linuxLine := regexp.MustCompile(`(?m)^\s*linux(?:efi|16)?\s+(\S+)\s*(.*)$`)
+	initrdLine := regexp.MustCompile(`(?m)^\s*initrd(?:efi|16)?\s+(.*)$`)
 	var nearest error
 	for _, at := range linuxLine.FindAllStringSubmatchIndex(menu, -1) {
 		name, arguments := menu[at[2]:at[3]], strings.Fields(menu[at[4]:at[5]])

@@ -18,7 +18,7 @@ const (
 	batchObjects = 1000
 	batchBytes   = 32 << 20 // unpacked
 	attempts     = 2        // for an object that comes wrong or not at all
-	breaks       = 20       // in a row, in the middle of an object
+	breaks       = 10       // in a row, in the middle of an object
 
 	firstPause = 500 * time.Millisecond
 	lastPause  = 10 * time.Second

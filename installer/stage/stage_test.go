@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/zstd"
@@ -249,6 +250,16 @@ func TestRunAsksAgain(t *testing.T) {
 				return true, nil
 			}
 		},
+		"missing at first, as package client says it": func(victim object.Digest) func(int, *object.Piece) (bool, error) {
+			told := 0
+			return func(call int, p *object.Piece) (bool, error) {
+				if p.Digest == victim && told < 3 {
+					told++
+					return false, coded{client.CodeNoObject}
+				}
+				return true, nil
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, need := world()
@@ -270,12 +281,12 @@ func TestRunAsksAgain(t *testing.T) {
 }
 
 func TestRunGivesUp(t *testing.T) {
-	type coded interface{ Code() string }
 	for name, c := range map[string]struct {
-		code  string
-		says  string
-		limit uint64
-		spoil func(s *server, victim object.Digest)
+		code    string
+		says    string
+		limit   uint64
+		spoil   func(s *server, victim object.Digest)
+		unnamed bool
 	}{
 		"missing": {code: stage.CodeMissing, spoil: func(s *server, victim object.Digest) { delete(s.objects, victim) }},
 		"damaged each time": {code: stage.CodeDamaged, spoil: func(s *server, victim object.Digest) {
@@ -295,9 +306,25 @@ func TestRunGivesUp(t *testing.T) {
 		"away": {code: stage.CodeAway, says: "refused", spoil: func(s *server, victim object.Digest) {
 			s.fault = func(int, *object.Piece) (bool, error) { return false, errors.New("connection refused") }
 		}},
+		"damaged in its store, as package client says it": {code: stage.CodeDamaged, spoil: func(s *server, victim object.Digest) {
+			s.fault = func(_ int, p *object.Piece) (bool, error) {
+				if p.Digest == victim {
+					return false, fmt.Errorf("fetching objects: %w", coded{client.CodeDamaged})
+				}
+				return true, nil
+			}
+		}, unnamed: true},
+		"always cut off in the same object": {code: stage.CodeAway, spoil: func(s *server, victim object.Digest) {
+			s.fault = func(_ int, p *object.Piece) (bool, error) {
+				if p.Digest == victim && p.Last() {
+					return false, coded{client.CodeLost}
+				}
+				return true, nil
+			}
+		}},
 		"no room": {code: stage.CodeMemory, limit: 1 << 20, spoil: func(*server, object.Digest) {}},
 		"refused": {code: "TRU-004", spoil: func(s *server, victim object.Digest) {
-			s.fault = func(int, *object.Piece) (bool, error) { return false, refusal{} }
+			s.fault = func(int, *object.Piece) (bool, error) { return false, coded{"TRU-004"} }
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -305,8 +332,8 @@ func TestRunGivesUp(t *testing.T) {
 				s, need := world()
 				c.spoil(s, need[i].Digest)
 				begun := time.Now()
-				_, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{Limit: c.limit, Patience: 700 * time.Millisecond})
-				var e coded
+				_, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{Limit: c.limit, Patience: 300 * time.Millisecond})
+				var e interface{ Code() string }
 				if !errors.As(err, &e) || e.Code() != c.code || !strings.Contains(err.Error(), c.says) {
 					t.Errorf("error %v", err)
 				}
@@ -323,10 +350,11 @@ func TestRunGivesUp(t *testing.T) {
 	}
 }
 
-type refusal struct{}
+// coded is an error as package client makes them.
+type coded struct{ code string }
 
-func (refusal) Error() string { return "certificate refused" }
-func (refusal) Code() string  { return "TRU-004" }
+func (e coded) Error() string { return "refused with " + e.code }
+func (e coded) Code() string  { return e.code }
 
 func TestRunGoesOnWhenTheServerIsBack(t *testing.T) {
 	s, need := world()
@@ -377,4 +405,45 @@ func TestRunWithoutObjects(t *testing.T) {
 	if s.calls != 0 {
 		t.Error("the server was asked for nothing")
 	}
+}
+
+// What stage itself costs: verifying and keeping what a server sends.
+func BenchmarkRun(b *testing.B) {
+	s := &server{objects: map[object.Digest][]byte{}}
+	var need []image.Object
+	var total int64
+	encoded := &ready{pieces: map[object.Digest]object.Piece{}}
+	for i := range 1500 {
+		data := content(uint64(i), 1000+i*40)
+		info := object.Info{Digest: object.Of(data), Size: uint64(len(data))}
+		p := object.Piece{}
+		info.Encoding, p.Data = zstd.Encode(nil, data)
+		info.StoredSize = uint64(len(p.Data))
+		p.Info = info
+		encoded.pieces[info.Digest] = p
+		s.objects[info.Digest] = data
+		need = append(need, image.Object{Digest: info.Digest, Size: info.Size})
+		total += int64(len(data))
+	}
+	file := packFile(b)
+	b.SetBytes(total)
+	for b.Loop() {
+		if _, err := stage.Run(b.Context(), encoded, file, need, stage.Options{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// ready is a server that has everything encoded already.
+type ready struct {
+	pieces map[object.Digest]object.Piece
+}
+
+func (r *ready) Fetch(_ context.Context, digests []object.Digest, f func(object.Piece) error) error {
+	for _, d := range digests {
+		if err := f(r.pieces[d]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -138,7 +138,7 @@ func setModeXattrsTimes(fd int, e image.Entry) error {
 		return failed("setting the mode of", e.Path, err)
 	}
 	for _, x := range e.Xattrs {
-		if err := unix.Fsetxattr(fd, x.Name, x.Value, 0); err != nil && !hasNoOwners(fd) {
+		if err := unix.Fsetxattr(fd, x.Name, x.Value, 0); err != nil && !hasNoOwners(fd) && !isMemory(fd, err) {
 			return failed("setting the extended attribute "+x.Name+" of", e.Path, err)
 		}
 	}
@@ -150,6 +150,15 @@ func setModeXattrsTimes(fd int, e image.Entry) error {
 func hasNoOwners(fd int) bool {
 	var st unix.Statfs_t
 	return unix.Fstatfs(fd, &st) == nil && st.Type == unix.MSDOS_SUPER_MAGIC
+}
+
+// isMemory says whether err is that fd's file-system, which lives in memory
+// only, has no such extended attributes: ramfs has none at all, tmpfs no
+// user.* before Linux 6.6. A tree of tools can do without.
+func isMemory(fd int, err error) bool {
+	var st unix.Statfs_t
+	return errors.Is(err, unix.EOPNOTSUPP) && unix.Fstatfs(fd, &st) == nil &&
+		(st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)
 }
 
 // create calls make to make name in the directory fd. What is there already
@@ -255,7 +264,7 @@ func (w *worker) write(ctx context.Context, i int) (uint64, error) {
 		// There is no lsetxattrat(2) before Linux 6.13, and devices must
 		// not be opened.
 		link := "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
-		if err := unix.Lsetxattr(link, x.Name, x.Value, 0); err != nil {
+		if err := unix.Lsetxattr(link, x.Name, x.Value, 0); err != nil && !isMemory(fd, err) {
 			return 0, failed("setting the extended attribute "+x.Name+" of", e.Path, err)
 		}
 	}

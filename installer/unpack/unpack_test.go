@@ -408,6 +408,24 @@ func TestRunEndsWhenAVolumeNeverComes(t *testing.T) {
 	}
 }
 
+// A tree of tools may lie in memory, where there are no extended attributes.
+func TestRunIntoMemory(t *testing.T) {
+	needRoot(t)
+	store, dir := memory{}, t.TempDir()
+	if err := unix.Mount("ramfs", dir, "ramfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	m := tree(store)
+	if err := unpack.Run(t.Context(), store, openRoot(t, dir), m, unpack.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "bin/ping"))
+	if err != nil || string(data) != "ping" {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
 func TestRunRefusesDamagedObjects(t *testing.T) {
 	needRoot(t)
 	for name, spoil := range map[string]func(store memory, d object.Digest){

@@ -83,11 +83,20 @@ func (s *supervisor) copy(r io.Reader) {
 		if line != "" {
 			s.show(strings.TrimSuffix(line, "\n") + "\n")
 		}
-		if strings.HasPrefix(line, "FAILED ") {
+		if hasFailed(line) {
 			s.offer()
 		}
 		if err != nil {
 			return // the pipe ends with the installer, and has no other error
 		}
 	}
+}
+
+// hasFailed says whether a line of the installer's output is the one with
+// which it gives up: `FAILED <CODE>: …`, after time and phase.
+func hasFailed(line string) bool {
+	if strings.HasPrefix(line, "[") {
+		_, line, _ = strings.Cut(line, ": ")
+	}
+	return strings.HasPrefix(line, "FAILED ")
 }

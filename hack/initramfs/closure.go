@@ -22,9 +22,8 @@ type tree struct{ dir string }
 const maxLinks = 40
 
 // resolve follows name through every symbolic link and returns the path of
-// the file itself below the root, without a leading slash, and the links that
-// were passed on the way.
-func (t tree) resolve(name string) (file string, links []string, err error) {
+// the file itself below the root, without a leading slash.
+func (t tree) resolve(name string) (string, error) {
 	left := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
 	var done []string
 	for hops := 0; len(left) > 0; {
@@ -32,33 +31,32 @@ func (t tree) resolve(name string) (file string, links []string, err error) {
 		left = left[1:]
 		info, err := os.Lstat(filepath.Join(t.dir, next))
 		if err != nil {
-			return "", nil, err
+			return "", err
 		}
 		if info.Mode()&fs.ModeSymlink == 0 {
 			done = strings.Split(next, "/")
 			continue
 		}
 		if hops++; hops > maxLinks {
-			return "", nil, fmt.Errorf("%s: too many symbolic links", name)
+			return "", fmt.Errorf("%s: too many symbolic links", name)
 		}
 		target, err := os.Readlink(filepath.Join(t.dir, next))
 		if err != nil {
-			return "", nil, err
+			return "", err
 		}
-		links = append(links, next)
 		if !path.IsAbs(target) {
 			target = path.Join("/", path.Dir(next), target)
 		}
 		left = append(strings.Split(strings.Trim(path.Clean(target), "/"), "/"), left...)
 		done = nil
 	}
-	return path.Join(done...), links, nil
+	return path.Join(done...), nil
 }
 
 // find looks for a program in the usual directories.
 func (t tree) find(program string) (string, error) {
 	for _, dir := range []string{"usr/sbin", "usr/bin", "sbin", "bin"} {
-		if _, _, err := t.resolve(path.Join(dir, program)); err == nil {
+		if _, err := t.resolve(path.Join(dir, program)); err == nil {
 			return path.Join(dir, program), nil
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return "", err
@@ -108,7 +106,7 @@ func (t tree) closure(names []string) ([]string, error) {
 
 // needs returns the interpreter and the libraries that one file names itself.
 func (t tree) needs(name string) ([]string, error) {
-	real, _, err := t.resolve(name)
+	real, err := t.resolve(name)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +163,7 @@ func (t tree) needs(name string) ([]string, error) {
 
 // libraryFor finds a library that a program loads while it runs.
 func (t tree) libraryFor(program, library string) (string, error) {
-	real, _, err := t.resolve(program)
+	real, err := t.resolve(program)
 	if err != nil {
 		return "", err
 	}
@@ -187,7 +185,7 @@ func (t tree) libraryFor(program, library string) (string, error) {
 // library finds one library for the machine.
 func (t tree) library(dirs []string, library string, machine elf.Machine) (string, error) {
 	for _, dir := range dirs {
-		real, _, err := t.resolve(path.Join(dir, library))
+		real, err := t.resolve(path.Join(dir, library))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

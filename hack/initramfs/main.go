@@ -212,7 +212,7 @@ func programs(t tree, wanted []tool.Program) ([]cpio.Record, error) {
 		return nil, err
 	}
 	for _, file := range files {
-		real, _, err := t.resolve(file)
+		real, err := t.resolve(file)
 		if err != nil {
 			return nil, err
 		}

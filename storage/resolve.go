@@ -359,6 +359,8 @@ func unusable(d Disk) string {
 		return "it is removable"
 	case slices.ContainsFunc(d.Contents, func(c Content) bool { return c.Label == MediumLabel }):
 		return "it is a medium labelled " + MediumLabel
+	case slices.ContainsFunc(d.Contents, func(c Content) bool { return c.Kind == KindUnreadable }):
+		return "it cannot be read"
 	case !pseudoFree(d.Name):
 		return "it is no physical disk"
 	case d.SectorSize != 512 && d.SectorSize != 4096:

@@ -188,6 +188,8 @@ func TestResolveRefuses(t *testing.T) {
 	empty := disk("sdf", 0, 512)
 	labelled := disk("sdg", 8*GiB, 512)
 	labelled.Contents = []Content{{Where: "sdg", Kind: "vfat", Label: "FIRSTLIGHT"}}
+	broken := disk("sdh", 8*GiB, 512)
+	broken.Contents = []Content{{Where: "sdh", Kind: KindUnreadable}}
 	good := disk("vda", 8*GiB, 512)
 
 	cases := []struct {
@@ -199,8 +201,8 @@ func TestResolveRefuses(t *testing.T) {
 		texts    []string
 	}{
 		{"no disk at all", defaultSpec(), nil, nil, CodeNoDisk, []string{"no disk"}},
-		{"no usable disk", defaultSpec(), []Disk{usb, ro, removable, virtual, medium, empty, labelled}, nil, CodeNoDisk,
-			[]string{"/dev/sda: it is connected by USB", "/dev/sdb: it is read-only", "/dev/sdc: it is removable", "/dev/sdd: it is virtual media", "/dev/sde: the installer was started from it", "/dev/sdf: it has no size", "/dev/sdg: it is a medium labelled FIRSTLIGHT"}},
+		{"no usable disk", defaultSpec(), []Disk{usb, ro, removable, virtual, medium, empty, labelled, broken}, nil, CodeNoDisk,
+			[]string{"/dev/sda: it is connected by USB", "/dev/sdb: it is read-only", "/dev/sdc: it is removable", "/dev/sdd: it is virtual media", "/dev/sde: the installer was started from it", "/dev/sdf: it has no size", "/dev/sdg: it is a medium labelled FIRSTLIGHT", "/dev/sdh: it cannot be read"}},
 		{"too small", defaultSpec(), []Disk{disk("vda", 2*GiB, 512)}, nil, CodeTooSmall, []string{"/dev/vda is too small: need 4.", "have 2.0 GiB", "/var/log"}},
 		{"tiny", defaultSpec(), []Disk{disk("vda", 512, 512)}, nil, CodeTooSmall, []string{"have 512 B"}},
 		{"data disk too small", defaultSpec(), []Disk{good, disk("vdb", 10*MiB, 512)}, nil, CodeTooSmall, []string{"/dev/vdb is too small", "have 10.0 MiB"}},

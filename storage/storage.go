@@ -131,6 +131,10 @@ type Content struct {
 // KindPartition is the [Content.Kind] of an entry of a partition table.
 const KindPartition = "partition"
 
+// KindUnreadable is the [Content.Kind] of a disk that could not be read; such a
+// disk is not used.
+const KindUnreadable = "unreadable"
+
 // Foreign reports whether the disk holds something that is not recognisably an
 // earlier installation of ours: anything beside a GPT whose partitions bear our
 // names, and what is in those.

@@ -371,6 +371,46 @@ func TestEraseKeySlots(t *testing.T) {
 	}
 }
 
+// What an older layout left in the middle of the disk, where a new partition
+// will begin or end, must not come to light in it.
+func TestInside(t *testing.T) {
+	disk, member, swap := create(t, 256*mib), create(t, 64*mib), create(t, 64*mib)
+	mdSuperblock(t, member, 64*mib-8192)
+	run(t, "mkswap", swap)
+	luks := create(t, 64*mib)
+	run(t, "cryptsetup", append([]string{"luksFormat", "--type", "luks2", luks}, cheapKDF...)...)
+	write(t, luks, 0, make([]byte, 4096)) // only its second header is left
+	for i, file := range []string{member, swap, luks} {
+		run(t, "dd", "if="+file, "of="+disk, "bs=1M", fmt.Sprint("seek=", 1+64*i), "conv=sparse,notrunc", "status=none")
+	}
+	f, size := open(t, disk)
+	if contents, err := Probe("sda", f, size, 512); err != nil || contents != nil {
+		t.Fatalf("%+v, %v", contents, err)
+	}
+	for i := range uint64(3) {
+		offset := mib + 64*mib*i
+		at := []string{"-O", fmt.Sprint(offset), "-S", fmt.Sprint(64 * mib)}
+		if seen(t, disk, at...) == nil && i != 2 {
+			t.Fatal("blkid recognises nothing: the test made nothing")
+		}
+		places, err := Inside(f, offset, 64*mib, 512)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range places {
+			if p.Offset < offset || p.Offset+p.Size > offset+64*mib {
+				t.Errorf("%+v lies outside of the partition", p)
+			}
+		}
+		if _, err := Erase(f, places); err != nil {
+			t.Fatal(err)
+		}
+		if said := seen(t, disk, at...); said != nil {
+			t.Errorf("blkid still sees %v", said)
+		}
+	}
+}
+
 type brokenReader struct{}
 
 func (brokenReader) ReadAt([]byte, int64) (int, error) { return 0, errors.New("input/output error") }
@@ -392,6 +432,8 @@ func TestMerge(t *testing.T) {
 
 func FuzzProbe(f *testing.F) {
 	f.Add(make([]byte, 4096), uint32(512))
+	f.Add(make([]byte, 4096), uint32(1))
+	f.Add([]byte(strings.Repeat("EFI PART", 1024)), uint32(1))
 	f.Fuzz(func(t *testing.T, b []byte, sector uint32) {
 		// Whatever stands on a disk: no panic, nothing outside of it.
 		r := bytes.NewReader(b)

@@ -27,7 +27,7 @@ var le = binary.LittleEndian
 func (a area) gpt() (entries []entry, ok bool) {
 	sizes := []uint64{a.sector, 512, 4096}
 	for i, sector := range sizes {
-		if sector == 0 || i > 0 && sector == a.sector || a.size < 4*sector {
+		if sector < 512 || i > 0 && sector == a.sector || a.size < 4*sector {
 			continue
 		}
 		seen := false

@@ -33,7 +33,7 @@ const (
 var (
 	phaseLine = regexp.MustCompile(`^\[ *(\d+\.\d{3})\] (clock|links|config|inventory|manifest|plan|stage|tools|prove|commit|storage|unpack|identity|network|boot|finish): (.*)$`)
 	firstLine = regexp.MustCompile(`(?m)^\[ *\d+\.\d{3}\] clock: `)
-	handOver  = regexp.MustCompile(`(?m)\[ *(\d+\.\d{3})\] finish: handing over to (\S+) by (kexec|reboot)$|FAILED ([A-Z]{3}-[0-9]{3}): (.*)$`)
+	handOver  = regexp.MustCompile(`(?m)\[ *(\d+\.\d{3})\] finish: handing over to (\S+) by (kexec|reboot)\n|FAILED ([A-Z]{3}-[0-9]{3}): (.*)\n`)
 	report    = regexp.MustCompile(`(?m)DEMO-REPORT done`)
 	login     = regexp.MustCompile(`(?m)^` + Hostname + ` login: `)
 )

@@ -74,6 +74,7 @@ func Handler(o Options) http.Handler {
 		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("Referrer-Policy", "no-referrer")
 		header.Set("Cache-Control", "no-store")
+		extend(w) // also the deadline that an earlier answer left on this connection
 		answer := answers[r.URL.Path]
 		switch {
 		case answer == nil:
@@ -82,7 +83,6 @@ func Handler(o Options) http.Handler {
 			header.Set("Allow", "GET, HEAD")
 			http.Error(w, "this port only shows; only GET and HEAD are answered", http.StatusMethodNotAllowed)
 		default:
-			extend(w)
 			answer.ServeHTTP(w, r)
 		}
 	})

@@ -284,8 +284,8 @@ func (s *scan) kernel() kernel {
 			consider(p, suffix)
 		}
 	}
-	for _, version := range modules {
-		if len(found) == 0 {
+	if len(found) == 0 {
+		for _, version := range modules {
 			consider("usr/lib/modules/"+version+"/vmlinuz", version)
 		}
 	}

@@ -117,6 +117,7 @@ func TestAttributes(t *testing.T) {
 		}},
 		"kernel with its modules": {append(merged,
 			regular("usr/lib/modules/6.11.4/vmlinuz", "k"), regular("usr/lib/modules/6.9.1/vmlinuz", "k"), regular("usr/lib/modules/6.11.4/initrd", "i"),
+			regular("usr/lib/modules/6.10.0/vmlinuz", "k"),
 		), map[string]string{
 			image.AttrKernel: "usr/lib/modules/6.11.4/vmlinuz", image.AttrKernelVersion: "6.11.4", image.AttrInitrd: "usr/lib/modules/6.11.4/initrd",
 		}},

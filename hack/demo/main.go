@@ -80,7 +80,8 @@ func run(ctx context.Context, stdout io.Writer, keep, display bool) error {
 		pid := result.Machine.PID()
 		result.Machine.Release()
 		fmt.Fprintf(stdout, "\nThe machine is still running (DEMO_KEEP=1).\n"+
-			"  its console:  socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:%s   (leave with Ctrl-])\n"+
+			"  its console:  socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:%s\n"+
+			"                (root, password firstlight; Ctrl-] leaves)\n"+
 			"  to stop it:   kill %d && rm -r %s\n", result.Socket, pid, filepath.Dir(result.Socket))
 	}
 	return nil

@@ -50,5 +50,10 @@ func (r Report) Check() error {
 			return slices.Contains(fields, point) && slices.ContainsFunc(fields, func(f string) bool { return strings.HasPrefix(f, "/dev/mapper/") })
 		})
 	}
+	for _, units := range r["failed"] {
+		if strings.TrimSpace(units) != "" {
+			wrong = append(wrong, fmt.Errorf("units of the new system failed: %s", units))
+		}
+	}
 	return errors.Join(wrong...)
 }

@@ -62,7 +62,10 @@ func Resolve(spec Spec, disks []Disk, selected []string, need Need, firmware Fir
 		}
 		usable = usable[:1]
 	}
-	r := resolver{spec: spec, need: need, firmware: firmware, ids: ids, mappings: make(map[string]bool)}
+	r := resolver{spec: spec, need: need, firmware: firmware, ids: ids, mappings: make(map[string]bool), labels: map[string]bool{MediumLabel: true}}
+	for _, v := range spec.Volumes {
+		r.labels[v.Label] = true
+	}
 	l := Layout{Firmware: firmware}
 	var problems []error
 	for i, d := range usable {
@@ -460,7 +463,8 @@ type resolver struct {
 	need     Need
 	firmware Firmware
 	ids      func(string) [16]byte
-	mappings map[string]bool
+	mappings map[string]bool // in use
+	labels   map[string]bool // in use
 }
 
 func (r *resolver) bootDisk(d Disk) ([]wantedPartition, error) {
@@ -555,7 +559,7 @@ func (r *resolver) volume(v VolumeSpec, least uint64, why string) wantedPartitio
 		p.FSUUID = strings.ToUpper(hex.EncodeToString(id[:2]) + "-" + hex.EncodeToString(id[2:4]))
 	}
 	if p.Label == "" {
-		p.Label = fileSystemLabel(v)
+		p.Label = r.label(v)
 	}
 	if v.MountPoint == ESPMountPoint && r.firmware == BIOS {
 		p.TypeGUID = typeLinux
@@ -572,6 +576,18 @@ func (r *resolver) volume(v VolumeSpec, least uint64, why string) wantedPartitio
 		why += ", LUKS header"
 	}
 	return wantedPartition{Partition: p, least: roundUp(least, MiB), why: why}
+}
+
+// label makes a label from the mount point that no other volume has.
+func (r *resolver) label(v VolumeSpec) string {
+	label := fileSystemLabel(v)
+	for i := 2; r.labels[label]; i++ {
+		suffix := fmt.Sprint("-", i)
+		label = fileSystemLabel(v)
+		label = label[:min(len(label), labelLength(v.FileSystem)-len(suffix))] + suffix
+	}
+	r.labels[label] = true
+	return label
 }
 
 // mapping makes the name below /dev/mapper: /var/log is var-log. It is unique

@@ -72,6 +72,8 @@ func TestResolveGolden(t *testing.T) {
 				{FileSystem: "xfs", MountPoint: "/srv", MinimumBytes: GiB, RootUserID: 1000, RootGroupID: 100},
 				{MountPoint: "/var-log", MinimumBytes: 100},
 				{MountPoint: "/var/log"},
+				{MountPoint: "/a/long/mount/point/one"},
+				{MountPoint: "/a/long/mount/point/two"},
 			},
 			Encrypt: true,
 		}, []Disk{disk("vda", 16*GiB, 512), disk("vdb", GiB, 512)}, nil, UEFI},
@@ -139,6 +141,9 @@ func checkLayout(t *testing.T, l Layout) {
 			unique(p.UUID)
 			if p.FSUUID != "" {
 				unique(p.FSUUID)
+			}
+			if p.Label != "" {
+				unique("label " + p.Label)
 			}
 			if p.LUKS != nil {
 				unique(p.LUKS.UUID)

@@ -145,28 +145,57 @@ func (w *Writer) Has(d object.Digest) bool {
 	return found
 }
 
-// reserve sets size bytes aside.
+// reserve sets room for size bytes aside, which others will not write to.
 func (w *Writer) reserve(d object.Digest, size uint64) (uint64, error) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
 	if w.finished {
 		return 0, errFinished
 	}
-	if size > 1<<62-w.end || w.limit > 0 && size > w.limit-min(w.used, w.limit) {
-		return 0, fmt.Errorf("object %s of %d bytes, %d of %d taken: %w", d, size, w.used, w.limit, ErrFull)
+	if size > 1<<62-w.end {
+		return 0, fmt.Errorf("object %s of %d bytes: %w", d, size, ErrFull)
 	}
 	offset := w.end
 	w.end += size
-	w.used += size
 	w.open++
 	return offset, nil
 }
 
-// release ends what reserve began: taken of the reserved bytes were needed.
-func (w *Writer) release(offset, reserved, taken uint64) {
+// use counts size bytes against the limit.
+func (w *Writer) use(d object.Digest, size uint64) error {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
-	w.used -= reserved - taken
+	if w.limit > 0 && size > w.limit-min(w.used, w.limit) {
+		return fmt.Errorf("object %s: %d more bytes, %d of %d taken: %w", d, size, w.used, w.limit, ErrFull)
+	}
+	w.used += size
+	return nil
+}
+
+// allot reserves and uses at once, for an object whose stored size is known.
+func (w *Writer) allot(d object.Digest, size uint64) (uint64, error) {
+	if err := w.use(d, size); err != nil {
+		return 0, err
+	}
+	offset, err := w.reserve(d, size)
+	if err != nil {
+		w.unuse(size)
+	}
+	return offset, err
+}
+
+func (w *Writer) unuse(size uint64) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	w.used -= size
+}
+
+// release ends what reserve began: taken of the reserved bytes hold an object
+// now, the other used ones are free again.
+func (w *Writer) release(offset, reserved, used, taken uint64) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	w.used -= used - taken
 	if w.end == offset+reserved {
 		w.end = offset + taken
 	}
@@ -220,16 +249,16 @@ func (w *Writer) AppendUnpacked(digest object.Digest, unpacked []byte) (object.I
 }
 
 func (w *Writer) write(info object.Info, encoded []byte) error {
-	offset, err := w.reserve(info.Digest, info.StoredSize)
+	offset, err := w.allot(info.Digest, info.StoredSize)
 	if err != nil {
 		return err
 	}
 	if _, err := w.file.WriteAt(encoded, int64(offset)); err != nil {
-		w.release(offset, info.StoredSize, 0)
+		w.release(offset, info.StoredSize, info.StoredSize, 0)
 		return fmt.Errorf("writing object %s to the pack: %w", info.Digest, err)
 	}
 	w.add(location{info, offset})
-	w.release(offset, info.StoredSize, info.StoredSize)
+	w.release(offset, info.StoredSize, info.StoredSize, info.StoredSize)
 	return nil
 }
 
@@ -265,7 +294,9 @@ func (w *Writer) AppendFrom(digest object.Digest, size uint64, r io.Reader) (obj
 	if err != nil {
 		return object.Info{}, err
 	}
-	out := &section{file: w.file, offset: offset, left: reserved}
+	// What is written counts as it comes: the object may fit although the
+	// worst case would not.
+	out := &section{file: w.file, offset: offset, left: reserved, use: func(n uint64) error { return w.use(digest, n) }}
 	info := object.Info{Digest: digest, Encoding: object.Zstd, Size: size}
 	packer := zstd.NewWriter(out, size)
 	_, err = packer.ReadFrom(verified)
@@ -273,12 +304,12 @@ func (w *Writer) AppendFrom(digest object.Digest, size uint64, r io.Reader) (obj
 		err = closeErr
 	}
 	if err != nil {
-		w.release(offset, reserved, 0)
+		w.release(offset, reserved, reserved-out.left, 0)
 		return object.Info{}, damagedIfShort(digest, err)
 	}
 	info.StoredSize = reserved - out.left
 	w.add(location{info, offset})
-	w.release(offset, reserved, info.StoredSize)
+	w.release(offset, reserved, info.StoredSize, info.StoredSize)
 	return info, nil
 }
 
@@ -293,13 +324,22 @@ func damagedIfShort(digest object.Digest, err error) error {
 type section struct {
 	file         File
 	offset, left uint64
+	use          func(n uint64) error // may be nil; counts what is written
 }
 
 func (s *section) Write(p []byte) (int, error) {
 	if uint64(len(p)) > s.left {
 		return 0, io.ErrShortWrite
 	}
+	if s.use != nil {
+		if err := s.use(uint64(len(p))); err != nil {
+			return 0, err
+		}
+	}
 	n, err := s.file.WriteAt(p, int64(s.offset))
+	if s.use != nil && n < len(p) {
+		n = len(p) // counted all the same, until the object is given up
+	}
 	s.offset += uint64(n)
 	s.left -= uint64(n)
 	return n, err
@@ -322,13 +362,13 @@ func (w *Writer) Create(info object.Info) (*Appender, error) {
 	if err := info.Validate(); err != nil {
 		return nil, err
 	}
-	offset, err := w.reserve(info.Digest, info.StoredSize)
+	offset, err := w.allot(info.Digest, info.StoredSize)
 	if err != nil {
 		return nil, err
 	}
 	return &Appender{
 		w:        w,
-		out:      section{w.file, offset, info.StoredSize},
+		out:      section{file: w.file, offset: offset, left: info.StoredSize},
 		at:       location{info, offset},
 		verifier: zstd.NewVerifier(info),
 	}, nil
@@ -378,7 +418,7 @@ func (a *Appender) Commit() error {
 	} else {
 		a.w.add(a.at)
 	}
-	a.w.release(a.at.offset, a.at.info.StoredSize, taken)
+	a.w.release(a.at.offset, a.at.info.StoredSize, a.at.info.StoredSize, taken)
 	return a.err
 }
 
@@ -389,7 +429,7 @@ func (a *Appender) Abort() {
 	}
 	a.done = true
 	a.err = errors.Join(fmt.Errorf("object %s: given up", a.at.info.Digest), a.verifier.Close())
-	a.w.release(a.at.offset, a.at.info.StoredSize, 0)
+	a.w.release(a.at.offset, a.at.info.StoredSize, a.at.info.StoredSize, 0)
 }
 
 // Finish writes the index, by which OpenReader can open the pack, and returns

@@ -284,6 +284,28 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// A large object that packs well fits although its unpacked bytes would not;
+// one that does not fit leaves its room to others.
+func TestLimitOfPackedBytes(t *testing.T) {
+	w := newWriter(t, tempFile(t), zstd.Whole)
+	large := make([]byte, 4*zstd.Whole)
+	info, err := w.AppendFrom(object.Of(large), uint64(len(large)), bytes.NewReader(large))
+	if err != nil || w.Used() != info.StoredSize {
+		t.Fatalf("%d used, %+v, %v", w.Used(), info, err)
+	}
+	noise := objecttest.Noise(1, 2*zstd.Whole)
+	if _, err := w.AppendFrom(object.Of(noise), uint64(len(noise)), bytes.NewReader(noise)); !errors.Is(err, pack.ErrFull) {
+		t.Errorf("got %v", err)
+	}
+	if w.Used() != info.StoredSize {
+		t.Errorf("%d used, %d by objects", w.Used(), info.StoredSize)
+	}
+	if _, err := w.AppendUnpacked(object.Of(noise[:1000]), noise[:1000]); err != nil {
+		t.Error(err)
+	}
+	mustHold(t, w.Reader(), [][]byte{large, noise[:1000]})
+}
+
 // Pieces of several objects arrive mixed while small ones are appended.
 func TestConcurrent(t *testing.T) {
 	f := tempFile(t)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -39,7 +40,7 @@ type site struct {
 // newSite starts a server that ends with the test.
 func newSite(t testing.TB, secure bool) *site {
 	t.Helper()
-	s := &site{data: t.TempDir(), secrets: filepath.Join(t.TempDir(), "secrets"), secure: secure}
+	s := &site{data: memory(t), secrets: filepath.Join(t.TempDir(), "secrets"), secure: secure}
 	if _, err := pki.Init(s.secrets, time.Now, pki.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -93,6 +94,22 @@ func newSite(t testing.TB, secure bool) *site {
 		}
 	})
 	return s
+}
+
+// memory is a directory in a tmpfs where there is one: these tests are about the
+// wire, and syncing to a busy disk takes its time.
+func memory(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "firstlight-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // tls is the configuration of an admin.

@@ -136,7 +136,7 @@ func (m *Mux) sort(connection net.Conn, calls, pages *handOver) error {
 	}
 	if first[0] == 0x16 {
 		if m.TLS == nil {
-			return errors.New("TLS, and this server has no certificate")
+			return errors.Join(errors.New("TLS, and this server has no certificate"), answerPlainly(connection))
 		}
 		secure := tls.Server(&prefixed{Conn: connection, prefix: first[:1]}, m.TLS)
 		if err := secure.Handshake(); err != nil {
@@ -163,6 +163,27 @@ func (m *Mux) sort(connection net.Conn, calls, pages *handOver) error {
 		return calls.give(plain)
 	}
 	return pages.give(plain)
+}
+
+// answerPlainly tells a TLS client that there is no TLS here: what is no TLS
+// record at all it reports as such, a reset it would take for a broken network.
+func answerPlainly(connection net.Conn) error {
+	if _, err := io.WriteString(connection, "HTTP/1.0 400 Bad Request\r\n\r\nno TLS here\n"); err != nil {
+		return err
+	}
+	half, ok := connection.(interface{ CloseWrite() error })
+	if !ok {
+		return nil
+	}
+	if err := half.CloseWrite(); err != nil {
+		return err
+	}
+	if err := connection.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	// Closing with its hello unread would reset the connection.
+	_, err := io.Copy(io.Discard, io.LimitReader(connection, 64<<10))
+	return err
 }
 
 // readOnly lets GET and HEAD through.

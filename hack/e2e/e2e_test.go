@@ -47,6 +47,7 @@ func run(m *testing.M) int {
 // TestInstall is the way of make demo: PXE, installation, kexec, login, power
 // cycle, login from the disk.
 func TestInstall(t *testing.T) {
+	t.Parallel() // beside the troubles, which mostly wait
 	lines := keepLines(t)
 	directory := t.TempDir()
 	i := &lab.Installation{Site: site, Probe: probe, Dir: directory, Step: t.Logf, Line: lines.add}

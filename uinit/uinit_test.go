@@ -70,7 +70,6 @@ type screen struct {
 	mu     sync.Mutex
 	text   strings.Builder
 	offers int
-	open   func() bool
 }
 
 func (s *screen) show(text string) {

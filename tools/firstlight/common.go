@@ -64,7 +64,11 @@ func (c *common) dial(ctx context.Context) (*client.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		if options.TLS, err = auth.ClientTLS(ca, cert, key, time.Now()); err != nil {
+		options.TLS, err = auth.ClientTLS(ca, cert, key, time.Now())
+		if c.ca == "" && errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w; the site's keys are made by firstlight keys init, and --site DIR says where they are", err)
+		}
+		if err != nil {
 			return nil, err
 		}
 	} else if c.ca != "" || c.cert != "" || c.key != "" {

@@ -67,7 +67,7 @@ func newRoot(c *common) *cobra.Command {
 // in the command line, with the nearest names.
 func group(use, short string) *cobra.Command {
 	return &cobra.Command{
-		Use: use, Short: short, Args: cobra.ArbitraryArgs,
+		Use: use, Short: short, Args: cobra.ArbitraryArgs, SuggestionsMinimumDistance: 2,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()

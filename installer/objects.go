@@ -154,11 +154,11 @@ func (i *installation) loadKernelOf(ctx context.Context, found plan.Image) error
 func (i *installation) fetchFile(ctx context.Context, found plan.Image, attribute string) (*os.File, error) {
 	name := found.Manifest.Attributes[attribute]
 	if name == "" {
-		return nil, refuse("BOO-040", "the image %s has no %s", found.Name, attribute)
+		return nil, refuse("BOO-045", "the image %s has no %s", found.Name, attribute)
 	}
 	entry, ok := found.Manifest.Resolve(name)
 	if !ok {
-		return nil, refuse("BOO-040", "the image %s has no file %s", found.Name, name)
+		return nil, refuse("BOO-045", "the image %s has no file %s", found.Name, name)
 	}
 	content, err := i.server.Open(ctx, entry.Digest)
 	if err != nil {

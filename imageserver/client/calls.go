@@ -8,7 +8,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/firstlight/firstlight/imageserver/catalog"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/zstd"
@@ -51,9 +50,6 @@ func (s *stall) end()   { s.timer.Stop() }
 
 func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 	doing := "getting image " + name
-	if _, _, err := catalog.SplitPin(name); err != nil {
-		return Found{}, &Error{CodeBadName, doing, err}
-	}
 	ctx, stall, cancel := c.watch(ctx, doing)
 	defer cancel()
 	wrong := func(format string, args ...any) error {
@@ -121,9 +117,6 @@ func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 
 func (c *Client) find(ctx context.Context, name string) (Image, error) {
 	doing := "looking for image " + name
-	if _, _, err := catalog.SplitPin(name); err != nil {
-		return Image{}, &Error{CodeBadName, doing, err}
-	}
 	ctx, stall, cancel := c.watch(ctx, doing)
 	defer cancel()
 	stall.begin()
@@ -137,11 +130,6 @@ func (c *Client) find(ctx context.Context, name string) (Image, error) {
 
 func (c *Client) list(ctx context.Context, prefix string) ([]Image, error) {
 	const doing = "listing images"
-	if prefix != "" {
-		if err := catalog.CheckName(prefix); err != nil {
-			return nil, &Error{CodeBadName, doing, err}
-		}
-	}
 	ctx, stall, cancel := c.watch(ctx, doing)
 	defer cancel()
 	stream, err := c.rpc.ListImages(ctx, &pb.ListImagesRequest{Prefix: prefix})
@@ -192,9 +180,6 @@ func (c *Client) have(ctx context.Context, digests []object.Digest) ([]bool, err
 
 func (c *Client) addImage(ctx context.Context, name string, raw []byte) (Image, bool, error) {
 	doing := "adding image " + name
-	if err := catalog.CheckName(name); err != nil {
-		return Image{}, false, &Error{CodeBadName, doing, err}
-	}
 	ctx, stall, cancel := c.watch(ctx, doing)
 	defer cancel()
 	stream, err := c.rpc.AddImage(ctx)
@@ -232,9 +217,6 @@ func (c *Client) addImage(ctx context.Context, name string, raw []byte) (Image, 
 
 func (c *Client) delete(ctx context.Context, name string, digest object.Digest) (Image, error) {
 	doing := "deleting image " + name
-	if err := catalog.CheckName(name); err != nil {
-		return Image{}, &Error{CodeBadName, doing, err}
-	}
 	ctx, stall, cancel := c.watch(ctx, doing)
 	defer cancel()
 	request := &pb.DeleteImageRequest{Name: name}

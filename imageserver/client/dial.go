@@ -260,12 +260,18 @@ func (c *Client) failed(ctx context.Context, doing string, err error) error {
 	return &Error{code, doing + ": " + answer.Message(), nil}
 }
 
-// failedName is failed where what is not found is a name.
+// failedName is failed where the request holds no more than a name: what is not
+// found, or malformed, is that.
 func (c *Client) failedName(ctx context.Context, doing string, err error) error {
-	err = c.failed(ctx, doing, err)
+	failure := c.failed(ctx, doing, err)
 	var coded *Error
-	if errors.As(err, &coded) && coded.code == CodeNoObject {
-		coded.code = CodeNoImage
+	if errors.As(failure, &coded) {
+		switch status.Code(err) {
+		case codes.NotFound:
+			coded.code = CodeNoImage
+		case codes.InvalidArgument:
+			coded.code = CodeBadName
+		}
 	}
-	return err
+	return failure
 }

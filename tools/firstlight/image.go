@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/firstlight/firstlight/imageserver/catalog"
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/ingest"
@@ -62,6 +63,9 @@ version, such as debian/12/2026-11-20.`,
 
 func (c *common) addImage(ctx context.Context, name, source string, options ingest.Options) (result added, err error) {
 	start := time.Now()
+	if err := catalog.CheckName(name); err != nil { // before hashing for a minute
+		return added{}, &usageError{err.Error()}
+	}
 	connection, err := c.dial(ctx)
 	if err != nil {
 		return added{}, err

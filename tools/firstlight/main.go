@@ -16,6 +16,11 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/firstlight/firstlight/docs"
+	"github.com/firstlight/firstlight/imageserver/client"
+	"github.com/firstlight/firstlight/imageserver/image"
+	"github.com/firstlight/firstlight/imageserver/ingest"
+	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/tools/pki"
 )
 
 func main() {
@@ -156,6 +161,12 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused
+	case errors.Is(err, object.ErrDigest):
+		return exitUsage
+	case errors.Is(err, object.ErrNotFound):
+		return exitNotFound
+	case errors.Is(err, object.ErrDamaged), errors.Is(err, object.ErrRefused), errors.Is(err, image.ErrMalformed), errors.Is(err, ingest.ErrSource):
+		return exitDamaged
 	case errors.As(err, &coded):
 		return exitCodeOf(coded.Code())
 	case errors.Is(err, context.DeadlineExceeded):
@@ -167,15 +178,15 @@ func exitCode(err error) int {
 // exitCodeOf is the exit status for an error code of docs/errors.md.
 func exitCodeOf(code string) int {
 	switch code {
-	case "IMG-001", "IMG-032", "IMG-033":
+	case client.CodeNoImage, client.CodeNoObject:
 		return exitNotFound
-	case "IMG-030", "IMG-031":
+	case client.CodeUnreachable, client.CodeLost:
 		return exitUnreachable
-	case "IMG-002", "IMG-003", "IMG-005", "IMG-013", "IMG-034", "IMG-035":
+	case client.CodeDamaged, client.CodeWrongAnswer:
 		return exitDamaged
-	case "IMG-004", "IMG-037", "TRU-012", "BOO-040":
+	case client.CodeBadName, pki.CodeRequest:
 		return exitUsage
-	case "TRU-011", "BOO-042":
+	case pki.CodeExists:
 		return exitRefused
 	}
 	switch {

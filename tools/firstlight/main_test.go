@@ -215,7 +215,9 @@ func TestExitCodes(t *testing.T) {
 		"key exists":             {"keys issue eve --role viewer", 6, "never overwritten"},
 		"no role":                {"keys issue bob", 2, "--role"},
 		"unknown role":           {"keys issue bob --role root", 2, "viewer, operator, admin"},
-		"no base for the medium": {"media initramfs --out /nonexistent/x --base /nonexistent --kernel /nonexistent", 2, "BOO-040"},
+		"bad name to add":        {"image add a//1 " + root, 2, "slash"},
+		"no base for the medium": {"media initramfs --out /nonexistent/x --base /nonexistent --kernel /nonexistent", 2, "make initramfs"},
+		"a key in the medium":    {"media initramfs --out /nonexistent/x --installer-cert a --installer-key b", 6, "--with-identity"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, stderr, code := l.run(t, strings.Fields(test.args)...)

@@ -40,6 +40,12 @@ func (c *common) mediaInitramfs() *cobra.Command {
 			if options.Base == "" {
 				options.Base = filepath.Join("build", "initramfs-"+arch+".cpio.zst")
 			}
+			if (cert != "" || key != "") && !options.WithIdentity {
+				return &refusedError{"would put a private key into the medium; say --with-identity if whoever reads the medium may pass for the machine"}
+			}
+			if _, err := os.Stat(options.Base); err != nil {
+				return &usageError{fmt.Sprintf("the installer's initramfs is not there (%v); build it with make initramfs, or name it with --base", err)}
+			}
 			if !noCA {
 				ca, err := c.mediaCA()
 				if err != nil {

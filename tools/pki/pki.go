@@ -85,9 +85,9 @@ func (e *Error) Unwrap() error { return e.err }
 
 // The codes of this package; docs/errors.md explains each.
 const (
-	codeNoCA    = "TRU-010" // no CA, or one without its key
-	codeExists  = "TRU-011" // a certificate of that name is there
-	codeRequest = "TRU-012" // what is asked for makes no sense
+	CodeNoCA    = "TRU-010" // no CA, or one without its key
+	CodeExists  = "TRU-011" // a certificate of that name is there
+	CodeRequest = "TRU-012" // what is asked for makes no sense
 )
 
 // Clock says what time it is; time.Now in production.
@@ -165,18 +165,18 @@ func (a *Authority) initOne(request Request, also []string) (Issued, error) {
 	}
 	pair, err := tls.LoadX509KeyPair(one.Cert, one.Key)
 	if err != nil {
-		return one, &Error{code: codeExists, text: fmt.Sprintf("%s is there and cannot be used; move it away to have a new one made", one.Cert), err: err}
+		return one, &Error{code: CodeExists, text: fmt.Sprintf("%s is there and cannot be used; move it away to have a new one made", one.Cert), err: err}
 	}
 	if _, err := parseCertificate(data); err != nil {
-		return one, &Error{code: codeExists, text: one.Cert, err: err}
+		return one, &Error{code: CodeExists, text: one.Cert, err: err}
 	}
 	for _, address := range request.Addresses {
 		if err := pair.Leaf.VerifyHostname(address); err != nil {
-			return one, &Error{code: codeExists, text: fmt.Sprintf("%s is not valid for %s; move it away (and %s) to have a new one made", one.Cert, address, filepath.Base(one.Key))}
+			return one, &Error{code: CodeExists, text: fmt.Sprintf("%s is not valid for %s; move it away (and %s) to have a new one made", one.Cert, address, filepath.Base(one.Key))}
 		}
 	}
 	if err := pair.Leaf.CheckSignatureFrom(a.certificate); err != nil {
-		return one, &Error{code: codeExists, text: fmt.Sprintf("%s is not signed by this site's CA", one.Cert), err: err}
+		return one, &Error{code: CodeExists, text: fmt.Sprintf("%s is not signed by this site's CA", one.Cert), err: err}
 	}
 	return one, nil
 }
@@ -196,7 +196,7 @@ func initCA(dir string, clock Clock, name string) (bool, error) {
 	case haveCert && haveKey:
 		return false, nil
 	case haveCert || haveKey:
-		return false, &Error{code: codeNoCA, text: fmt.Sprintf("%s holds half a CA: %s and %s belong together; bring the other one back", dir, CAFile, CAKeyFile)}
+		return false, &Error{code: CodeNoCA, text: fmt.Sprintf("%s holds half a CA: %s and %s belong together; bring the other one back", dir, CAFile, CAKeyFile)}
 	}
 	if name == "" {
 		name = "site"
@@ -236,19 +236,19 @@ func initCA(dir string, clock Clock, name string) (bool, error) {
 func Open(dir string, clock Clock) (*Authority, error) {
 	certificate, err := os.ReadFile(filepath.Join(dir, CAFile))
 	if err != nil {
-		return nil, &Error{code: codeNoCA, text: "no CA; make one: firstlight keys init", err: err}
+		return nil, &Error{code: CodeNoCA, text: "no CA; make one: firstlight keys init", err: err}
 	}
 	key, err := os.ReadFile(filepath.Join(dir, CAKeyFile))
 	if err != nil {
-		return nil, &Error{code: codeNoCA, text: "the CA's key is needed to issue certificates", err: err}
+		return nil, &Error{code: CodeNoCA, text: "the CA's key is needed to issue certificates", err: err}
 	}
 	pair, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
-		return nil, &Error{code: codeNoCA, text: "reading the CA in " + dir, err: err}
+		return nil, &Error{code: CodeNoCA, text: "reading the CA in " + dir, err: err}
 	}
 	private, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok || !pair.Leaf.IsCA {
-		return nil, &Error{code: codeNoCA, text: filepath.Join(dir, CAFile) + " is not a CA with an ECDSA key"}
+		return nil, &Error{code: CodeNoCA, text: filepath.Join(dir, CAFile) + " is not a CA with an ECDSA key"}
 	}
 	return &Authority{dir: dir, clock: clock, certificate: pair.Leaf, key: private}, nil
 }
@@ -277,7 +277,7 @@ func (a *Authority) Issue(request Request) (Issued, error) {
 			return files, err
 		}
 		if there {
-			return files, &Error{code: codeExists, text: file + " is there already and is never overwritten; move it away or choose another name"}
+			return files, &Error{code: CodeExists, text: file + " is there already and is never overwritten; move it away or choose another name"}
 		}
 	}
 	template, err := a.template(request)
@@ -343,17 +343,17 @@ func checkRequest(request Request) error {
 	}
 	switch {
 	case request.Name == "" || request.Name[0] == '.' || request.Name[0] == '-' || strings.ContainsFunc(request.Name, func(r rune) bool { return !valid(r) }):
-		return &Error{code: codeRequest, text: fmt.Sprintf("%q cannot name a certificate: letters, digits, '.', '_', '-' and '@'", request.Name)}
+		return &Error{code: CodeRequest, text: fmt.Sprintf("%q cannot name a certificate: letters, digits, '.', '_', '-' and '@'", request.Name)}
 	case strings.EqualFold(request.Name, "ca") || strings.HasSuffix(request.Name, "-key"):
-		return &Error{code: codeRequest, text: fmt.Sprintf("%q is kept for the CA's and the keys' files", request.Name)}
+		return &Error{code: CodeRequest, text: fmt.Sprintf("%q is kept for the CA's and the keys' files", request.Name)}
 	case request.Server && len(request.Addresses) == 0:
-		return &Error{code: codeRequest, text: "a server's certificate needs at least one --address"}
+		return &Error{code: CodeRequest, text: "a server's certificate needs at least one --address"}
 	case request.Server && request.Role != nil:
-		return &Error{code: codeRequest, text: "a certificate is for a server or for a client with a role, not both"}
+		return &Error{code: CodeRequest, text: "a certificate is for a server or for a client with a role, not both"}
 	}
 	for _, address := range request.Addresses {
 		if address == "" || strings.ContainsAny(address, " \t/,") || net.ParseIP(address) == nil && strings.Contains(address, ":") {
-			return &Error{code: codeRequest, text: fmt.Sprintf("%q is neither a host name nor an IP address (no port, no scheme)", address)}
+			return &Error{code: CodeRequest, text: fmt.Sprintf("%q is neither a host name nor an IP address (no port, no scheme)", address)}
 		}
 	}
 	return nil

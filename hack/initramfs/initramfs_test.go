@@ -169,7 +169,7 @@ func TestArchive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := encode(merge(built, skeleton(), system))
+		raw, err := encode(merge(built, skeleton("v1"), system))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -73,7 +73,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	archive := merge(built, skeleton(), commands, system)
+	archive := merge(built, skeleton(version(ctx)), commands, system)
 	raw, err := encode(archive)
 	if err != nil {
 		return err
@@ -152,9 +152,20 @@ func busybox(arch, dir string) ([]cpio.Record, error) {
 	return cpio.ReadAllRecords(archive.Reader())
 }
 
+// version is the commit that is built, as git describes it; "unknown" outside
+// of a checkout.
+func version(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
 // skeleton is what a root file-system needs besides programs. There is no
-// resolv.conf: name servers come with the lease.
-func skeleton() []cpio.Record {
+// resolv.conf: name servers come with the lease. A busybox has no version of
+// its own; os-release(5) has it.
+func skeleton(version string) []cpio.Record {
 	const script = "#!/bbin/gosh\nexec /bbin/shutdown -r\n"
 	return []cpio.Record{
 		cpio.Directory("dev", 0o755),
@@ -165,6 +176,7 @@ func skeleton() []cpio.Record {
 		cpio.StaticFile("etc/group", "root:x:0:\ndisk:x:6:\n", 0o644),
 		cpio.StaticFile("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644),
 		cpio.StaticFile("etc/nsswitch.conf", "hosts: files dns\n", 0o644),
+		cpio.StaticFile("etc/os-release", fmt.Sprintf("NAME=Firstlight\nID=firstlight\nVERSION_ID=%s\n", version), 0o644),
 		cpio.StaticFile("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
 		cpio.Directory("etc/ssl", 0o755),
 		cpio.Directory("mnt", 0o755),

@@ -32,6 +32,7 @@ type installation struct {
 	handOver  *gate
 	closePage func()
 	published published
+	pagePort  int       // where the page is
 	opened    unwinding // what must be undone, whatever happens
 	runDir    string    // files of this run, in memory
 
@@ -44,7 +45,6 @@ type installation struct {
 	tls       *tls.Config // nil: plaintext, said loudly
 	server    *client.Client
 	image     plan.Image
-	tools     *plan.Image // nil: tools come from the image itself
 	plan      plan.Plan
 	objects   object.Getter // every object of the image, staged
 	toolsRoot string        // where programs are run from: "" or -tmpRoot

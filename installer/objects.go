@@ -24,7 +24,7 @@ import (
 // stageObjects gathers every object that the installation will write, so that
 // nothing can be missing once a disk has been touched.
 func (i *installation) stageObjects(ctx context.Context) error {
-	if i.opt.skipStorage && i.tools == nil {
+	if i.opt.skipStorage && i.plan.Tools == nil {
 		return skip{"-skipStorage: no image is written"}
 	}
 	directory := filepath.Join(i.runDir, "stage")
@@ -32,8 +32,8 @@ func (i *installation) stageObjects(ctx context.Context) error {
 		return err
 	}
 	need := i.image.Manifest.Objects()
-	if i.tools != nil {
-		need = unionOfObjects(need, i.tools.Manifest.Objects())
+	if i.image.Tools != nil {
+		need = unionOfObjects(need, i.image.Tools.Manifest.Objects())
 	}
 	var err error
 	i.objects, err = i.stage(ctx, progress.Stage, filepath.Join(directory, "pack"), need, i.plan.StageBytes)

@@ -8,10 +8,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/status"
+	"github.com/firstlight/firstlight/proto/auth"
 )
 
 // published is what the status page may show: documents as JSON.
@@ -46,26 +49,40 @@ func (i *installation) publishInventory(d inventory.Document) {
 	i.published.inventory.Store(&data)
 }
 
-// openPage serves the status page until closePage is called, which may be
-// done twice. It has no RPC: nothing can be changed through it.
+// maxPageConnections bounds what slow or idle readers can take.
+const maxPageConnections = 128
+
+// openPage serves the status page, plainly and over TLS, until closePage is
+// called, which may be done twice. It has no RPC: nothing can be changed
+// through it.
 func (i *installation) openPage(ctx context.Context) (closePage func(), err error) {
 	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", i.opt.port))
 	if err != nil {
 		return func() {}, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var serving sync.WaitGroup
-	serving.Go(func() { i.meter.watchMemory(ctx) })
-	serving.Go(func() {
-		err := status.Serve(ctx, listener, status.Handler(status.Options{
+	i.pagePort = listener.Addr().(*net.TCPAddr).Port
+	certificate, err := i.pageTLS()
+	if err != nil {
+		i.model.Warn(progress.Clock, fmt.Sprintf("port %d speaks no TLS: %v", i.pagePort, err))
+	}
+	mux := &auth.Mux{
+		TLS: certificate,
+		RPC: auth.NewServer(auth.Policy{}, false),
+		Pages: status.Handler(status.Options{
 			Model:           i.model,
 			Plan:            i.published.get(&i.published.plan),
 			Inventory:       i.published.get(&i.published.inventory),
 			NetworkReceived: i.meter.networkReceived,
 			DiskWritten:     i.meter.diskWritten,
 			MemoryPeak:      i.meter.memoryPeak.Load,
-		}))
-		if err != nil && ctx.Err() == nil {
+		}),
+		Log: i.model.Logger(progress.Clock),
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var serving sync.WaitGroup
+	serving.Go(func() { i.meter.watchMemory(ctx) })
+	serving.Go(func() {
+		if err := mux.Serve(ctx, netutil.LimitListener(listener, maxPageConnections)); err != nil && ctx.Err() == nil {
 			i.model.Warn(progress.Clock, fmt.Sprintf("the status page ended: %v", err))
 		}
 	})

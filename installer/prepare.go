@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
@@ -28,12 +29,8 @@ func (i *installation) getManifest(ctx context.Context) error {
 		return err
 	}
 	i.image = found
-	if i.config.ToolsImage != "" {
-		tools, err := i.findImage(ctx, i.config.ToolsImage)
-		if err != nil {
-			return fmt.Errorf("the tools image: %w", err)
-		}
-		i.tools = &tools
+	if err := i.findTools(ctx); err != nil {
+		return fmt.Errorf("the tools image: %w", err)
 	}
 	i.model.Describe(func(f *progress.Facts) {
 		f.Image, f.ImageDigest = found.Name, found.Digest.String()
@@ -126,23 +123,36 @@ func (i *installation) skipped() []plan.Skip {
 	return parts
 }
 
-// unpackTools unpacks the tools image, or the image itself, where a custom
-// programme may want it or the initramfs lacks a program that the plan needs.
+// findTools finds the image that custom programmes want in -tmpRoot: the tools
+// image, or the image itself.
+func (i *installation) findTools(ctx context.Context) error {
+	switch {
+	case i.config.ToolsImage != "":
+		tools, err := i.findImage(ctx, i.config.ToolsImage)
+		i.image.Tools = &tools
+		return err
+	case i.opt.networkConfigurator != "" || i.opt.completionNotifier != "":
+		itself := i.image
+		i.image.Tools = &itself
+	}
+	return nil
+}
+
+// unpackTools unpacks what the plan names to -tmpRoot: for custom programmes,
+// or because the boot image lacks a program that the layout needs.
 func (i *installation) unpackTools(ctx context.Context) error {
-	missing := i.missingPrograms()
-	asked := i.tools != nil || i.opt.networkConfigurator != "" || i.opt.completionNotifier != ""
-	if len(missing) == 0 && !asked {
+	if i.plan.Tools == nil {
 		return skip{"the boot image has every program that the plan needs"}
 	}
-	found := i.image
-	if i.tools != nil {
-		found = *i.tools
+	from := i.image
+	if i.image.Tools != nil {
+		from = *i.image.Tools
 	}
-	i.model.Logf(progress.Tools, "unpacking %s to %s", found.Name, i.opt.tmpRoot)
-	if err := i.mountTmpfs(i.opt.tmpRoot, i.inventory.MemoryBytes/2); err != nil {
+	i.model.Logf(progress.Tools, "unpacking %s to %s", from.Name, i.opt.tmpRoot)
+	if err := i.mountTmpfs(i.opt.tmpRoot, i.inventory.MemoryBytes); err != nil {
 		return err
 	}
-	if err := i.unpackTo(ctx, progress.Tools, i.opt.tmpRoot, found.Manifest, i.objects); err != nil {
+	if err := i.unpackTo(ctx, progress.Tools, i.opt.tmpRoot, from.Manifest, i.objects); err != nil {
 		return err
 	}
 	var system mount.Stack
@@ -150,8 +160,8 @@ func (i *installation) unpackTools(ctx context.Context) error {
 	if err := system.System(i.opt.tmpRoot); err != nil {
 		return err
 	}
-	if len(missing) > 0 {
-		i.model.Logf(progress.Tools, "programs run from there: %v", missing)
+	if missing := i.missingPrograms(); len(missing) > 0 {
+		i.model.Logf(progress.Tools, "programs are run from there: the boot image lacks %s", strings.Join(missing, ", "))
 		i.toolsRoot = i.opt.tmpRoot
 	}
 	return nil

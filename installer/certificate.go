@@ -1,0 +1,94 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"time"
+
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/proto/auth"
+)
+
+// pageTLS is the TLS configuration of port 6978, nil where none is spoken. A
+// certificate that was given is used or, where it is expired or unreadable,
+// missed: it is never replaced by one that nobody has signed.
+func (i *installation) pageTLS() (*tls.Config, error) {
+	switch _, err := os.Stat(certFile); {
+	case err == nil:
+		config, err := auth.ServerTLS(certFile, keyFile, existing(caFile), false, i.env.now())
+		if err != nil {
+			return nil, fmt.Errorf("the given certificate %s is not used, nor another one in its place: %w", certFile, err)
+		}
+		return config, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case !i.opt.generateMissingCert:
+		return nil, nil
+	}
+	pair, err := ephemeralCertificate(i.env.now())
+	if err != nil {
+		return nil, err
+	}
+	fingerprint := fingerprintOf(pair)
+	i.model.Describe(func(f *progress.Facts) { f.Fingerprint = fingerprint })
+	i.model.Logf(progress.Clock, "the certificate of port %d was made for this start: %s", i.opt.port, fingerprint)
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1", "h2"}}, nil
+}
+
+// existing is file, or empty where it is not there.
+func existing(file string) string {
+	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	return file
+}
+
+// ephemeralLifetime is longer than any installation; clockSkew lets a reader
+// whose clock is behind accept it too.
+const (
+	ephemeralLifetime = 7 * 24 * time.Hour
+	clockSkew         = 24 * time.Hour
+)
+
+// ephemeralCertificate is signed by itself and lives as long as the process.
+// Who uses it compares its fingerprint with the one on the console.
+func ephemeralCertificate(now time.Time) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("making the key of the status page: %w", err)
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: "Firstlight installer"},
+		NotBefore:    now.Add(-clockSkew),
+		NotAfter:     now.Add(ephemeralLifetime),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("making the certificate of the status page: %w", err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+}
+
+// fingerprintOf is the SHA-256 of a certificate's DER, as people compare it.
+func fingerprintOf(pair tls.Certificate) string {
+	sum := sha256.Sum256(pair.Certificate[0])
+	return "SHA256:" + hex.EncodeToString(sum[:])
+}

@@ -101,13 +101,13 @@ func (s site) args() []string {
 		"--tls-key", filepath.Join(s.secrets, pki.ImageserverKeyFile), "--client-ca", filepath.Join(s.secrets, pki.CAFile)}
 }
 
-func (s site) dial(t *testing.T, address string) *client.Client {
+func (s site) dial(t *testing.T, address string, stall time.Duration) *client.Client {
 	t.Helper()
 	config, err := auth.ClientTLS(filepath.Join(s.secrets, pki.CAFile), filepath.Join(s.secrets, pki.AdminFile), filepath.Join(s.secrets, pki.AdminKeyFile), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := client.Dial(t.Context(), client.Options{Address: address, TLS: config, Stall: time.Second})
+	c, err := client.Dial(t.Context(), client.Options{Address: address, TLS: config, Stall: stall})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func offer(data []byte) client.Offer {
 func TestKilled(t *testing.T) {
 	s := newSite(t)
 	server := start(t, s.args()...)
-	c := s.dial(t, server.address)
+	c := s.dial(t, server.address, 0)
 	var acknowledged []object.Digest
 	var uploads atomic.Int64
 	ended := make(chan error, 1)
@@ -171,7 +171,7 @@ func TestKilled(t *testing.T) {
 		t.Errorf("the upload ended with %v", err)
 	}
 
-	c = s.dial(t, start(t, s.args()...).address)
+	c = s.dial(t, start(t, s.args()...).address, 0)
 	whole := 0
 	err = c.Fetch(t.Context(), acknowledged, func(p object.Piece) error {
 		whole++
@@ -190,12 +190,19 @@ func TestKilled(t *testing.T) {
 func TestStopped(t *testing.T) {
 	s := newSite(t)
 	server := start(t, s.args()...)
-	c := s.dial(t, server.address)
+	c := s.dial(t, server.address, time.Second)
 	if _, err := c.List(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := server.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
+	}
+	for stat := ""; !strings.Contains(stat, ") T "); { // proc_pid_stat(5): stopped on a signal
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", server.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stat = string(data)
 	}
 	_, err := c.List(t.Context(), "")
 	var lost *client.Error

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/firstlight/firstlight/imageserver/image"
@@ -28,6 +29,9 @@ const message = 1 << 20
 type stall struct {
 	timer *time.Timer
 	limit time.Duration
+
+	mutex   sync.Mutex
+	waiting bool
 }
 
 // watch is a context for one call. Only the waits between begin and end count.
@@ -39,14 +43,35 @@ func (c *Client) watch(ctx context.Context, doing string) (context.Context, *sta
 		cancel(&Error{CodeLost, fmt.Sprintf("%s: image server %s sent nothing for %s", doing, c.address, limit), nil})
 	})
 	timer.Stop()
-	return ctx, &stall{timer, limit}, func() {
-		timer.Stop()
+	s := &stall{timer: timer, limit: limit}
+	return ctx, s, func() {
+		s.end()
 		cancel(nil)
 	}
 }
 
-func (s *stall) begin() { s.timer.Reset(s.limit) }
-func (s *stall) end()   { s.timer.Stop() }
+func (s *stall) begin() { s.set(true) }
+func (s *stall) end()   { s.set(false) }
+
+func (s *stall) set(waiting bool) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.waiting = waiting
+	if waiting {
+		s.timer.Reset(s.limit)
+	} else {
+		s.timer.Stop()
+	}
+}
+
+// alive gives a wait that is under way its full time again.
+func (s *stall) alive() {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.waiting {
+		s.timer.Reset(s.limit)
+	}
+}
 
 func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 	doing := "getting image " + name

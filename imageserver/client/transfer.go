@@ -112,8 +112,9 @@ func (c *Client) upload(ctx context.Context, next func(context.Context) (Offer, 
 		return c.failed(ctx, doing, err)
 	}
 	// While one goroutine sends, this one takes the acknowledgements: the
-	// server commits as it goes. Sending waits within the stall limit, and
-	// after the last byte so does each acknowledgement.
+	// server commits as it goes, and repeats itself while a commit takes long.
+	// Sending waits within the stall limit, and after the last byte so does
+	// each acknowledgement.
 	sender := &sender{send: func(request *pb.PutObjectsRequest) error {
 		stall.begin()
 		defer stall.end()
@@ -124,7 +125,6 @@ func (c *Client) upload(ctx context.Context, next func(context.Context) (Offer, 
 		return err
 	}}
 	sent := make(chan error, 1)
-	closed := make(chan struct{})
 	go func() {
 		err := sender.all(ctx, next)
 		if err == nil {
@@ -133,7 +133,6 @@ func (c *Client) upload(ctx context.Context, next func(context.Context) (Offer, 
 		} else if !errors.Is(err, errEnded) {
 			cancel() // nothing more comes: do not wait for an answer
 		}
-		close(closed)
 		sent <- err
 	}()
 	var durable uint64
@@ -142,11 +141,7 @@ func (c *Client) upload(ctx context.Context, next func(context.Context) (Offer, 
 		var answer *pb.PutObjectsResponse
 		if answer, answered = stream.Recv(); answered == nil {
 			durable = answer.GetObjects()
-			select {
-			case <-closed:
-				stall.begin()
-			default:
-			}
+			stall.alive()
 		}
 	}
 	stall.end()

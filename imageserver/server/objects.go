@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -243,11 +244,7 @@ func (w *writing) giveUp() error {
 func (u *upload) commit(ctx context.Context) error {
 	var durable uint64
 	for w := range u.full {
-		err := w.group.Wait()
-		if err == nil {
-			err = u.server.commit(ctx, w)
-		}
-		if err != nil {
+		if err := u.commitOne(ctx, w, durable); err != nil {
 			return errors.Join(err, w.batch.Abort())
 		}
 		durable += uint64(len(w.digests))
@@ -256,6 +253,35 @@ func (u *upload) commit(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// repeatInterval is the time after which the client is told again what it knows,
+// so that it can tell a busy disk from a dead server.
+const repeatInterval = 10 * time.Second
+
+// commitOne makes a batch durable. While that takes, it repeats what was
+// durable before.
+func (u *upload) commitOne(ctx context.Context, w *writing, durable uint64) error {
+	committed := make(chan error, 1)
+	go func() {
+		err := w.group.Wait()
+		if err == nil {
+			err = u.server.commit(ctx, w)
+		}
+		committed <- err
+	}()
+	ticker := time.NewTicker(repeatInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case err := <-committed:
+			return err
+		case <-ticker.C:
+			if err := u.stream.Send(&pb.PutObjectsResponse{Objects: durable}); err != nil {
+				return errors.Join(err, <-committed)
+			}
+		}
+	}
 }
 
 // commit makes one batch durable and counts what is new.

@@ -6,12 +6,9 @@ package status
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -19,7 +16,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 
 	"github.com/firstlight/firstlight/installer/progress"
 )
@@ -39,10 +35,9 @@ type Options struct {
 }
 
 const (
-	maxConnections = 128
-	maxStreams     = 48               // followers of events and log; the rest stays free for others
-	writeTimeout   = 30 * time.Second // for one answer, or one piece of a stream
-	keepAlive      = 15 * time.Second // of an idle stream
+	maxStreams   = 48               // followers of events and log; the rest stays free for others
+	writeTimeout = 30 * time.Second // for one answer, or one piece of a stream
+	keepAlive    = 15 * time.Second // of an idle stream
 )
 
 type handler struct {
@@ -86,28 +81,6 @@ func Handler(o Options) http.Handler {
 			answer.ServeHTTP(w, r)
 		}
 	})
-}
-
-// Serve answers on l until ctx ends, and then closes l and every connection.
-// It returns nil after such an end.
-func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	server := &http.Server{
-		Handler:           h,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		IdleTimeout:       60 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-	}
-	stop := context.AfterFunc(ctx, func() {
-		_ = server.Close() // what it says is about connections that are gone anyway
-	})
-	defer stop()
-	err := server.Serve(netutil.LimitListener(l, maxConnections))
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("serving the status page: %w", err)
 }
 
 // extend gives the answer another writeTimeout. A recorder in a test has no

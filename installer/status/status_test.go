@@ -222,8 +222,9 @@ func start(t *testing.T, h http.Handler) (url string, stop func() error) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	server := &http.Server{Handler: h, BaseContext: func(net.Listener) context.Context { return ctx }}
 	done := make(chan error, 1)
-	go func() { done <- status.Serve(ctx, l, h) }()
+	go func() { done <- server.Serve(l) }()
 	stopped := false
 	stop = func() error {
 		if stopped {
@@ -231,7 +232,11 @@ func start(t *testing.T, h http.Handler) (url string, stop func() error) {
 		}
 		stopped = true
 		cancel()
-		return <-done
+		err := server.Shutdown(context.Background())
+		if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+			err = errors.Join(err, served)
+		}
+		return err
 	}
 	t.Cleanup(func() {
 		if err := stop(); err != nil {

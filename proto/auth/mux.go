@@ -46,6 +46,7 @@ func (m *Mux) Serve(ctx context.Context, listener net.Listener) error {
 	pages := newHandOver(listener.Addr())
 	web := &http.Server{
 		Handler:           readOnly(m.Pages),
+		BaseContext:       func(net.Listener) context.Context { return ctx }, // who follows a stream is let go at the end
 		ReadHeaderTimeout: handshakeTimeout,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    64 << 10,

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -169,8 +170,16 @@ func makeRunDirectory() (string, error) {
 	return runDirectory, os.MkdirAll(runDirectory, 0o700)
 }
 
-// version is that of the source that this program was built from.
+// version is that of the source that this program was built from. In the
+// initramfs, where many programs are built as one, os-release(5) has it.
 func version() string {
+	if data, err := os.ReadFile("/etc/os-release"); err == nil && strings.Contains(string(data), "ID=firstlight\n") {
+		for line := range strings.Lines(string(data)) {
+			if id, found := strings.CutPrefix(strings.TrimSpace(line), "VERSION_ID="); found {
+				return id
+			}
+		}
+	}
 	if build, ok := debug.ReadBuildInfo(); ok && build.Main.Version != "" {
 		return build.Main.Version
 	}

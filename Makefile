@@ -25,9 +25,9 @@ build:
 	@mkdir -p $(BIN)
 	GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/ $(addprefix ./,$(PROGRAMS))
 
-# The shared part of the installer's initramfs. For arm64 INITRAMFS_ROOT is the
-# root of a Debian arm64 system that has cryptsetup, e2fsprogs and dosfstools.
-INITRAMFS_ROOT ?= /
+# The shared part of the installer's initramfs. Its Debian programs are this
+# machine's, or those that hack/setup has unpacked for another architecture.
+INITRAMFS_ROOT ?= $(if $(filter $(shell dpkg --print-architecture),$(ARCH)),/,build/root/$(ARCH))
 initramfs: setup
 	$(GO) run ./hack/initramfs -arch $(ARCH) -root $(INITRAMFS_ROOT) -out build/initramfs-$(ARCH).cpio.zst
 

@@ -144,6 +144,7 @@ var failedLine = regexp.MustCompile(`FAILED ([A-Z]{3}-[0-9]{3}): (.*)\n`)
 // TestTrouble: whatever is wrong, the installation ends before the disk is
 // touched, and says on console, page and log what is wrong and what to do.
 func TestTrouble(t *testing.T) {
+	t.Parallel()
 	for _, x := range troubles {
 		t.Run(strings.ReplaceAll(x.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()

@@ -55,7 +55,7 @@ func (i *installation) stage(ctx context.Context, phase progress.Phase, name str
 	i.model.Logf(phase, "gathering %d objects, %s", len(need), storage.Bytes(total))
 	objects, err := stage.Run(ctx, i.server, file, need, stage.Options{
 		Trees: []stage.Tree{stage.BootedRoot(os.DirFS("/"))},
-		Limit: limit,
+		Limit: limit, Patience: i.opt.imageServerPatience,
 		Report: func(source stage.Source, objects, bytes uint64) {
 			done += bytes
 			i.model.Objects(progress.Source(source), objects, bytes)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 )
 
 // options are the flags, with the names of the model where it has them, and
@@ -19,6 +20,7 @@ type options struct {
 	dryRun               bool
 	generateMissingCert  bool
 	imageServerHostname  string
+	imageServerPatience  time.Duration
 	imageServerPort      uint
 	logDebugLevel        int
 	mountPoint           string
@@ -54,6 +56,7 @@ func flagSet(opt *options) *flag.FlagSet {
 	fs.BoolVar(&opt.dryRun, "dryRun", os.Geteuid() != 0, "print the plan and change nothing")
 	fs.BoolVar(&opt.generateMissingCert, "generateMissingWebcert", true, "make a certificate for port 6978 where none is given")
 	fs.StringVar(&opt.imageServerHostname, "imageServerHostname", "", "`host` of the image server, instead of the file imageserver")
+	fs.DurationVar(&opt.imageServerPatience, "imageServerPatience", 10*time.Minute, "how long the image server may be away in the middle of a download")
 	fs.UintVar(&opt.imageServerPort, "imageServerPortNum", 6971, "`port` of the image server where none is named")
 	fs.IntVar(&opt.logDebugLevel, "logDebugLevel", -1, "show debug log lines at `level` 0 and above")
 	fs.StringVar(&opt.mountPoint, "mountPoint", "/mnt", "`directory` where the new root is mounted")

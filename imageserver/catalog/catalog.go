@@ -29,6 +29,8 @@ type Entry struct {
 	Attributes map[string]string
 	// AddedBy is the subject of the client certificate; empty without TLS.
 	AddedBy string
+	// Expires is when the image may go (UTC); the zero time means never.
+	Expires time.Time
 }
 
 // Kind says why a request was refused.
@@ -39,6 +41,7 @@ const (
 	BadName  Kind = iota // no image can have this name
 	NotFound             // there is none
 	Taken                // the name belongs to another manifest, or is a stream
+	InUse                // an alias means the image
 )
 
 // Error is a name that cannot be used. Its codes are explained in
@@ -52,9 +55,9 @@ type Error struct {
 func (e *Error) Error() string { return e.text }
 
 // Code is the stable code: SRV-010 (bad name), SRV-011 (not found), SRV-012
-// (taken).
+// (taken), SRV-015 (in use).
 func (e *Error) Code() string {
-	return map[Kind]string{BadName: "SRV-010", NotFound: "SRV-011", Taken: "SRV-012"}[e.Kind]
+	return map[Kind]string{BadName: "SRV-010", NotFound: "SRV-011", Taken: "SRV-012", InUse: "SRV-015"}[e.Kind]
 }
 
 // maxName is the longest name, in bytes: it is also a file name, and those end
@@ -110,10 +113,13 @@ func SplitPin(name string) (string, object.Digest, error) {
 	return bare, digest, nil
 }
 
-// Catalog is a set of entries with different names. The zero Catalog is empty.
-// It is not safe for concurrent use.
+// Catalog is a set of entries with different names, of aliases that mean some of
+// them, and of streams' retentions. The zero Catalog is empty. It is not safe
+// for concurrent use.
 type Catalog struct {
-	entries []Entry // sorted by name
+	entries    []Entry          // sorted by name
+	aliases    map[string]Alias // by their name
+	retentions map[string]Retention
 }
 
 // New is the catalog of these entries. It fails where one has an impossible
@@ -134,15 +140,15 @@ func New(entries []Entry) (*Catalog, error) {
 // Len is the number of images.
 func (c *Catalog) Len() int { return len(c.entries) }
 
-// Resolve is the image that a name means: the one of exactly this name, else
-// the one added last below it. A name with a digest behind it means an image
+// Resolve is the image that a name means: the one of exactly this name or that
+// an alias of this name means, else the one added last below it. A name with a digest behind it means an image
 // of that manifest only. The error is an *Error that names the nearest names.
 func (c *Catalog) Resolve(name string) (Entry, error) {
 	bare, digest, err := SplitPin(name)
 	if err != nil {
 		return Entry{}, err
 	}
-	if entry, ok := c.exact(bare); ok {
+	if entry, ok := c.meant(bare); ok {
 		if !digest.IsZero() && entry.Digest != digest {
 			return Entry{}, &Error{NotFound, fmt.Sprintf("image %s is %s now, not %s", bare, entry.Digest, digest)}
 		}
@@ -190,14 +196,8 @@ func (c *Catalog) Prepare(entry Entry, now time.Time) (Entry, bool, error) {
 		}
 		return Entry{}, false, &Error{Taken, fmt.Sprintf("%s is another image already (%s); choose a new version, or delete that one first", entry.Name, there.Digest)}
 	}
-	if below := c.List(entry.Name); len(below) > 0 {
-		return Entry{}, false, &Error{Taken, fmt.Sprintf("%s is a stream (%s lies below it); choose a name that ends with a version", entry.Name, below[0].Name)}
-	}
-	for parent := entry.Name; strings.Contains(parent, "/"); {
-		parent = parent[:strings.LastIndexByte(parent, '/')]
-		if _, ok := c.exact(parent); ok {
-			return Entry{}, false, &Error{Taken, fmt.Sprintf("%s is an image, so nothing can be added below it", parent)}
-		}
+	if err := c.free(entry.Name); err != nil {
+		return Entry{}, false, err
 	}
 	entry.Added = now.UTC()
 	for _, other := range c.entries {
@@ -206,6 +206,41 @@ func (c *Catalog) Prepare(entry Entry, now time.Time) (Entry, bool, error) {
 		}
 	}
 	return entry, false, nil
+}
+
+// free says why no image and no alias can have a name, other than that an image
+// has it.
+func (c *Catalog) free(name string) error {
+	if alias, ok := c.aliases[name]; ok {
+		return &Error{Taken, fmt.Sprintf("%s is an alias of %s; choose another name, or delete the alias first", name, alias.Image)}
+	}
+	if below := c.below(name); below != "" {
+		return &Error{Taken, fmt.Sprintf("%s is a stream (%s lies below it); choose a name that ends with a version", name, below)}
+	}
+	for parent := Stream(name); parent != ""; parent = Stream(parent) {
+		if _, ok := c.exact(parent); ok {
+			return &Error{Taken, fmt.Sprintf("%s is an image, so nothing can be added below it", parent)}
+		}
+		if _, ok := c.aliases[parent]; ok {
+			return &Error{Taken, fmt.Sprintf("%s is an alias, so nothing can be added below it", parent)}
+		}
+	}
+	return nil
+}
+
+// below is an image or alias below a name, "" where there is none.
+func (c *Catalog) below(name string) string {
+	for _, entry := range c.entries {
+		if strings.HasPrefix(entry.Name, name+"/") {
+			return entry.Name
+		}
+	}
+	for alias := range c.aliases {
+		if strings.HasPrefix(alias, name+"/") {
+			return alias
+		}
+	}
+	return ""
 }
 
 // Put adds or replaces an entry, as it is.
@@ -219,14 +254,26 @@ func (c *Catalog) Put(entry Entry) {
 }
 
 // Remove takes an entry out and returns it, unless digest is not zero and the
-// entry has another. The error is an *Error.
+// entry has another, or an alias means it. The error is an *Error.
 func (c *Catalog) Remove(name string, digest object.Digest) (Entry, error) {
-	entry, err := c.Get(name, digest)
+	entry, err := c.Removable(name, digest)
 	if err != nil {
 		return Entry{}, err
 	}
 	i, _ := c.search(name)
 	c.entries = slices.Delete(c.entries, i, i+1)
+	return entry, nil
+}
+
+// Removable is Get, and an error also where an alias means the image.
+func (c *Catalog) Removable(name string, digest object.Digest) (Entry, error) {
+	entry, err := c.Get(name, digest)
+	if err != nil {
+		return Entry{}, err
+	}
+	if aliases := c.AliasesOf(name); len(aliases) > 0 {
+		return Entry{}, &Error{InUse, fmt.Sprintf("image %s is what %s means; promote another image to that name, or delete the alias, first", name, strings.Join(aliases, " and "))}
+	}
 	return entry, nil
 }
 
@@ -264,8 +311,12 @@ func (c *Catalog) search(name string) (int, bool) {
 // streams, or nothing where none is near.
 func (c *Catalog) nearest(name string) string {
 	distances := map[string]int{}
+	names := slices.Collect(maps.Keys(c.aliases))
 	for _, entry := range c.entries {
-		for candidate := entry.Name; ; {
+		names = append(names, entry.Name)
+	}
+	for _, candidate := range names {
+		for {
 			d := distance(name, candidate)
 			if strings.HasPrefix(candidate, name) || strings.HasPrefix(name, candidate) {
 				d = min(d, 2) // cut short, or one element too many
@@ -280,7 +331,7 @@ func (c *Catalog) nearest(name string) string {
 			candidate = candidate[:slash]
 		}
 	}
-	names := slices.SortedFunc(maps.Keys(distances), func(a, b string) int {
+	names = slices.SortedFunc(maps.Keys(distances), func(a, b string) int {
 		return cmp.Or(cmp.Compare(distances[a], distances[b]), cmp.Compare(len(b), len(a)), cmp.Compare(a, b))
 	})
 	switch len(names) {

@@ -1,7 +1,9 @@
 // Package store keeps the entries of a catalog in a directory: one JSON file an
 // image, images/<name>.json, where each "/" of the name is written ",". A file
 // is written whole, synced and renamed, and its directory synced, so an image
-// is there completely or not at all, also after a power cut.
+// is there completely or not at all, also after a power cut. Aliases and streams'
+// retentions lie beside it, one file each: aliases/<name>.json and
+// retentions/<stream>.json.
 //
 // It never touches objects or manifests; those lie in an object.Store.
 package store
@@ -25,12 +27,18 @@ import (
 	"github.com/firstlight/firstlight/imageserver/object"
 )
 
-// format is the version of the files. A newer one is refused.
-const format = 1
+// The versions of the files. A newer one is refused. Format 2 has images that
+// expire; an image that does not is written in format 1, which older servers
+// read too.
+const (
+	format        = 2
+	formatForever = 1
+)
 
 const (
 	imagesName = "images"
 	lockName   = ".lock"
+	newPrefix  = ".new-"
 	suffix     = ".json"
 )
 
@@ -66,12 +74,15 @@ type file struct {
 	Objects    uint64            `json:"objects"`
 	Inodes     uint64            `json:"inodes"`
 	Attributes map[string]string `json:"attributes,omitempty"`
+	Expires    time.Time         `json:"expires,omitzero"`
 }
 
 // Store is a catalog in a directory. It is safe for concurrent use by one
 // process, and locks the directory against others.
 type Store struct {
-	directory string
+	directory string // of the images
+	aliases   string
+	retention string
 	lock      *os.File
 	now       func() time.Time
 
@@ -83,9 +94,16 @@ type Store struct {
 // The error is an *Error where another process uses it, or where a file is
 // damaged: an image must not vanish silently. Close lets it go.
 func Open(path string, now func() time.Time) (*Store, error) {
-	s := &Store{directory: filepath.Join(path, imagesName), now: now}
-	if err := os.MkdirAll(s.directory, 0o755); err != nil {
-		return nil, fmt.Errorf("making the catalog: %w", err)
+	s := &Store{
+		directory: filepath.Join(path, imagesName),
+		aliases:   filepath.Join(path, aliasesName),
+		retention: filepath.Join(path, retentionsName),
+		now:       now,
+	}
+	for _, directory := range []string{s.directory, s.aliases, s.retention} {
+		if err := os.MkdirAll(directory, 0o755); err != nil {
+			return nil, fmt.Errorf("making the catalog: %w", err)
+		}
 	}
 	if err := syncDirectory(path); err != nil {
 		return nil, fmt.Errorf("making the catalog: %w", err)
@@ -115,7 +133,7 @@ func (s *Store) read() (*catalog.Catalog, error) {
 	for _, name := range names {
 		path := filepath.Join(s.directory, name.Name())
 		switch {
-		case strings.HasPrefix(name.Name(), ".new-"):
+		case strings.HasPrefix(name.Name(), newPrefix):
 			// Left by a process that died before the rename.
 			if err := os.Remove(path); err != nil {
 				return nil, fmt.Errorf("cleaning up the catalog: %w", err)
@@ -128,7 +146,11 @@ func (s *Store) read() (*catalog.Catalog, error) {
 			entries = append(entries, entry)
 		}
 	}
-	return catalog.New(entries)
+	c, err := catalog.New(entries)
+	if err != nil {
+		return nil, err
+	}
+	return c, s.readNames(c)
 }
 
 func readFile(path string) (catalog.Entry, error) {
@@ -143,8 +165,8 @@ func readFile(path string) (catalog.Entry, error) {
 	if err := json.Unmarshal(data, &version); err != nil {
 		return catalog.Entry{}, err
 	}
-	if version.Format != format {
-		return catalog.Entry{}, fmt.Errorf("it has format %d, this program reads format %d", version.Format, format)
+	if version.Format < formatForever || version.Format > format {
+		return catalog.Entry{}, fmt.Errorf("it has format %d, this program reads formats %d to %d", version.Format, formatForever, format)
 	}
 	var f file
 	decoder := json.NewDecoder(bytes.NewReader(data))
@@ -160,7 +182,7 @@ func readFile(path string) (catalog.Entry, error) {
 	}
 	return catalog.Entry{
 		Name: f.Name, Digest: f.Manifest, Added: f.Added.UTC(), AddedBy: f.AddedBy,
-		Bytes: f.Bytes, Objects: f.Objects, Inodes: f.Inodes, Attributes: f.Attributes,
+		Bytes: f.Bytes, Objects: f.Objects, Inodes: f.Inodes, Attributes: f.Attributes, Expires: f.Expires.UTC(),
 	}, nil
 }
 
@@ -210,29 +232,43 @@ func (s *Store) Add(entry catalog.Entry) (catalog.Entry, bool, error) {
 func (s *Store) Delete(name string, digest object.Digest) (catalog.Entry, error) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	entry, err := s.catalog.Get(name, digest)
+	entry, err := s.catalog.Removable(name, digest)
 	if err != nil {
 		return catalog.Entry{}, err
 	}
-	err = os.Remove(filepath.Join(s.directory, fileName(name)))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return catalog.Entry{}, fmt.Errorf("deleting image %s: %w", name, err)
-	}
-	if err := syncDirectory(s.directory); err != nil {
+	if err := removeFile(s.directory, name); err != nil {
 		return catalog.Entry{}, fmt.Errorf("deleting image %s: %w", name, err)
 	}
 	return s.catalog.Remove(entry.Name, digest)
 }
 
-func (s *Store) write(entry catalog.Entry) (err error) {
-	data, err := json.MarshalIndent(file{
-		Format: format, Name: entry.Name, Manifest: entry.Digest, Added: entry.Added, AddedBy: entry.AddedBy,
-		Bytes: entry.Bytes, Objects: entry.Objects, Inodes: entry.Inodes, Attributes: entry.Attributes,
-	}, "", "\t")
+func (s *Store) write(entry catalog.Entry) error {
+	f := file{
+		Format: formatForever, Name: entry.Name, Manifest: entry.Digest, Added: entry.Added, AddedBy: entry.AddedBy,
+		Bytes: entry.Bytes, Objects: entry.Objects, Inodes: entry.Inodes, Attributes: entry.Attributes, Expires: entry.Expires,
+	}
+	if !entry.Expires.IsZero() {
+		f.Format = format
+	}
+	return writeFile(s.directory, entry.Name, f)
+}
+
+// removeFile deletes the file of a name, durably. A missing one is no error.
+func removeFile(directory, name string) error {
+	if err := os.Remove(filepath.Join(directory, fileName(name))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return syncDirectory(directory)
+}
+
+// writeFile writes the file of a name, durably; it has the old content or the
+// new, never anything else.
+func writeFile(directory, name string, content any) (err error) {
+	data, err := json.MarshalIndent(content, "", "\t")
 	if err != nil {
 		return err
 	}
-	temporary, err := os.CreateTemp(s.directory, ".new-*")
+	temporary, err := os.CreateTemp(directory, newPrefix+"*")
 	if err != nil {
 		return err
 	}
@@ -244,12 +280,12 @@ func (s *Store) write(entry catalog.Entry) (err error) {
 	}
 	err = errors.Join(err, temporary.Close())
 	if err == nil {
-		err = os.Rename(temporary.Name(), filepath.Join(s.directory, fileName(entry.Name)))
+		err = os.Rename(temporary.Name(), filepath.Join(directory, fileName(name)))
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(temporary.Name()))
 	}
-	return syncDirectory(s.directory)
+	return syncDirectory(directory)
 }
 
 func syncDirectory(path string) error {

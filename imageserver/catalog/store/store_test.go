@@ -118,7 +118,7 @@ func TestDamaged(t *testing.T) {
 	good := `{"format":1,"name":"a/1","manifest":"` + object.Of([]byte("x")).String() + `","added":"2026-11-20T00:00:00Z","bytes":1,"objects":1,"inodes":2}`
 	tests := map[string]struct{ data, text string }{
 		"cut off":     {good[:40], "JSON"},
-		"newer":       {strings.Replace(good, `"format":1`, `"format":2,"new":[1]`, 1), "format 2"},
+		"newer":       {strings.Replace(good, `"format":1`, `"format":3,"new":[1]`, 1), "format 3"},
 		"no format":   {strings.Replace(good, `"format":1,`, "", 1), "format 0"},
 		"extra field": {strings.Replace(good, `"bytes"`, `"extra":1,"bytes"`, 1), "extra"},
 		"other name":  {strings.Replace(good, "a/1", "b/1", 1), "b,1.json"},

@@ -37,12 +37,3 @@ func (v *volumes) wait(ctx context.Context, mountPoint string) error {
 		return fmt.Errorf("waiting for the volume %s: %w", mountPoint, context.Cause(ctx))
 	}
 }
-
-// mountPoints lists the mount points, / first.
-func mountPoints(layout storage.Layout) []string {
-	var points []string
-	for _, volume := range layout.Mounts() {
-		points = append(points, volume.MountPoint())
-	}
-	return points
-}

@@ -136,30 +136,28 @@ func Choose(attributes map[string]string, options string, m Machine) (Choice, er
 
 // CheckOptions returns the words of a kernel command line separated by single
 // spaces. It refuses, with an [*Error], what a shell-quoted line of
-// /etc/default/grub or the kernel could misread: control characters, $, `, \,
-// single quotes and unbalanced double quotes.
+// /etc/default/grub, GRUB's own menu or the kernel could misread: control
+// characters, unbalanced double quotes and the characters of misread.
 func CheckOptions(options string) (string, error) {
+	const misread = "$`\\';&|<>{}"
 	for _, r := range options {
 		if r == ' ' || r == '\t' {
 			continue
 		}
-		if r < 0x20 || r > 0x7e || strings.ContainsRune("$`\\'", r) {
-			return "", &Error{ID: CodeOption, Text: fmt.Sprintf("kernel options contain %q: plain printable ASCII without $ ` \\ ' is possible", r)}
+		if r < 0x20 || r > 0x7e || strings.ContainsRune(misread, r) {
+			return "", &Error{ID: CodeOption, Text: fmt.Sprintf("kernel options contain %q: plain printable ASCII without any of %s is possible", r, misread)}
 		}
 	}
 	if strings.Count(options, `"`)%2 != 0 {
 		return "", &Error{ID: CodeOption, Text: "kernel options have an opening quote that nothing closes"}
 	}
-	var words []string
 	quoted := false
-	for _, w := range strings.FieldsFunc(options, func(r rune) bool {
+	words := strings.FieldsFunc(options, func(r rune) bool {
 		if r == '"' {
 			quoted = !quoted
 		}
 		return !quoted && (r == ' ' || r == '\t')
-	}) {
-		words = append(words, w)
-	}
+	})
 	return strings.Join(words, " "), nil
 }
 

@@ -43,8 +43,6 @@ type (
 	// unsupported is a field that a later version knows: using it is a mistake,
 	// because ignoring it could cost someone a disk.
 	unsupported struct{}
-	// foreign is a field of another program's that may hold anything.
-	foreign struct{}
 )
 
 func (t *text) take(r *reader, at position, n *node) {
@@ -79,8 +77,6 @@ func (b *boolean) take(r *reader, at position, n *node) {
 func (unsupported) take(r *reader, at position, n *node) {
 	r.mistake(CodeUnsupported, at.file, at.line, "%s is not supported by this version: remove it", at.path)
 }
-
-func (foreign) take(*reader, position, *node) {}
 
 func (r *reader) wrongType(at position, want kind, n *node) {
 	hint := ""

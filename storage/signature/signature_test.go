@@ -447,6 +447,9 @@ func FuzzProbe(f *testing.F) {
 			}
 		}
 		places, err := Places(r, uint64(len(b)), sector)
+		if err != nil {
+			return
+		}
 		for _, p := range places {
 			if p.Size > uint64(len(b)) || p.Offset > uint64(len(b))-p.Size {
 				t.Errorf("%+v lies outside", p)

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"github.com/firstlight/firstlight/storage"
 	"io"
-	"io/fs"
+	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,6 +62,7 @@ func (i *installation) raiseLinks(ctx context.Context) error {
 			}
 		}
 		i.model.Logf(progress.Links, "%s %s %s: %s", nic.Name, nic.MAC, nic.Driver, state)
+		i.debugf(progress.Links, "%s: %+v", nic.Name, nic)
 	}
 	if err != nil && i.configIsOnBoard() {
 		i.model.Warn(progress.Links, err.Error())
@@ -76,7 +79,10 @@ func (i *installation) readConfig(ctx context.Context) error {
 		return err
 	}
 	i.files = files
-	if i.config, err = config.Parse(files); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		i.debugf(progress.Config, "%s: %d bytes", name, len(files[name]))
+	}
+	if i.config, err = config.Parse(files, uint16(i.opt.imageServerPort)); err != nil {
 		return err
 	}
 	for _, warning := range i.config.Warnings {
@@ -247,6 +253,7 @@ func (i *installation) useLease(lease dhcp.Lease) error {
 			return fmt.Errorf("writing /etc/resolv.conf: %w", err)
 		}
 	}
+	i.debugf(progress.Config, "lease: %+v", lease)
 	i.lease, i.nic = &lease, netconfig.NIC{Name: lease.Interface, MAC: lease.MAC}
 	i.model.Logf(progress.Config, "%s has the address %s; the status page is http://%s:%d/", lease.Interface, lease.Address, lease.Address.Addr(), i.opt.port)
 	return nil
@@ -364,16 +371,35 @@ func (i *installation) imageServerAddress() string {
 	return i.config.ImageServer
 }
 
+// hasAddress says whether the machine has an address that is not its own
+// loopback's.
+func hasAddress() bool {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return false // one is asked for then
+	}
+	return slices.ContainsFunc(addresses, func(a net.Addr) bool {
+		network, ok := a.(*net.IPNet)
+		return ok && network.IP.IsGlobalUnicast()
+	})
+}
+
 // reachServer is what a command needs that speaks to the image server: an
 // address of its own where the machine has none yet, and the server's name.
 func (i *installation) reachServer(ctx context.Context) error {
-	if i.imageServerAddress() == "" {
-		if err := i.raiseLinks(ctx); err != nil {
-			return err
-		}
-		if err := i.readConfig(ctx); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	named := i.imageServerAddress() != ""
+	if named && hasAddress() {
+		return i.connect(ctx, progress.Manifest)
+	}
+	if err := i.raiseLinks(ctx); err != nil {
+		return err
+	}
+	configure := i.readConfig
+	if named && !i.configIsOnBoard() {
+		configure = i.leaseAndConfigure
+	}
+	if err := configure(ctx); err != nil {
+		return err
 	}
 	return i.connect(ctx, progress.Manifest)
 }

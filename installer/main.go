@@ -14,6 +14,10 @@ import (
 )
 
 func main() {
+	// In a busybox, and after a restart, the kernel knows this process by
+	// another name than the one that `kill` and `pidof` are used with
+	// (proc(5)); without it only they suffer.
+	_ = os.WriteFile("/proc/self/comm", []byte("installer"), 0)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout)
 	stop()

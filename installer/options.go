@@ -58,7 +58,7 @@ func flagSet(opt *options) *flag.FlagSet {
 	fs.StringVar(&opt.imageServerHostname, "imageServerHostname", "", "`host` of the image server, instead of the file imageserver")
 	fs.DurationVar(&opt.imageServerPatience, "imageServerPatience", 10*time.Minute, "how long the image server may be away in the middle of a download")
 	fs.UintVar(&opt.imageServerPort, "imageServerPortNum", 6971, "`port` of the image server where none is named")
-	fs.IntVar(&opt.logDebugLevel, "logDebugLevel", -1, "show debug log lines at `level` 0 and above")
+	fs.IntVar(&opt.logDebugLevel, "logDebugLevel", -1, "show debug log lines up to `level`: 0 for what was found and chosen, -1 for none")
 	fs.StringVar(&opt.mountPoint, "mountPoint", "/mnt", "`directory` where the new root is mounted")
 	fs.StringVar(&opt.networkConfigurator, "networkConfigurator", "", "`programme` that configures the new system's network: <config dir> <root> <interface> <tmpRoot>")
 	fs.UintVar(&opt.port, "portNum", 6978, "`port` of the status page")
@@ -99,6 +99,11 @@ func parseOptions(args []string, kernel kernelArguments, stdout io.Writer) (opti
 		return opt, usageError{err.Error() + " (installer -h lists the flags)"}
 	}
 	opt.command = fs.Args()
+	for name, port := range map[string]uint{"imageServerPortNum": opt.imageServerPort, "portNum": opt.port} {
+		if port > 65535 {
+			return opt, usageError{fmt.Sprintf("-%s: %d is no port: at most 65535", name, port)}
+		}
+	}
 	return opt, nil
 }
 

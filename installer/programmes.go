@@ -16,6 +16,7 @@ import (
 // runProgramme runs one of the operator's own programmes and logs what it
 // says.
 func (i *installation) runProgramme(ctx context.Context, phase progress.Phase, c tool.Cmd) error {
+	i.debugf(phase, "running %q", append([]string{c.Name}, c.Args...))
 	out, err := i.env.runner.Run(ctx, c)
 	if text := bytes.TrimSpace(out.Stderr); len(text) > 0 {
 		i.model.Log(phase, string(text))
@@ -30,6 +31,7 @@ func (i *installation) runProgramme(ctx context.Context, phase progress.Phase, c
 // with one path a line.
 func (i *installation) selectDisks(ctx context.Context, usable []string) ([]string, error) {
 	out, err := i.env.runner.Run(ctx, tool.Cmd{Name: i.opt.driveSelector, Args: usable})
+	i.debugf(progress.Inventory, "-driveSelector %q answered %q", usable, out.Stdout)
 	if text := bytes.TrimSpace(out.Stderr); len(text) > 0 {
 		i.model.Log(progress.Inventory, string(text))
 	}

@@ -25,10 +25,11 @@ var errRestart = errors.New("a fresh start was asked for")
 // after a dry run, or with the error of a failed one where the machine is not
 // ours to reboot.
 func superviseInstallation(ctx context.Context, opt options, stdout io.Writer) error {
-	runDir, err := makeRunDirectory()
+	runDir, remove, err := makeRunDirectory(opt.dryRun)
 	if err != nil {
 		return err
 	}
+	defer remove()
 	journal, err := openJournal(runDir)
 	if err != nil {
 		return err
@@ -161,13 +162,18 @@ func (j *journal) close() {
 // memory.
 const runDirectory = "/run/installer"
 
-// makeRunDirectory makes the run directory; a user who may not, and who can
-// make a dry run only, gets one of their own.
-func makeRunDirectory() (string, error) {
-	if os.Geteuid() != 0 {
-		return os.MkdirTemp("", "installer-")
+// makeRunDirectory makes the run directory. A dry run gets one of its own,
+// which remove removes: it changes nothing, the log of an installation that
+// runs meanwhile included.
+func makeRunDirectory(dryRun bool) (directory string, remove func(), err error) {
+	if !dryRun {
+		return runDirectory, func() {}, os.MkdirAll(runDirectory, 0o700)
 	}
-	return runDirectory, os.MkdirAll(runDirectory, 0o700)
+	directory, err = os.MkdirTemp("", "installer-")
+	return directory, func() {
+		// What stays behind is small, and below /tmp.
+		_ = os.RemoveAll(directory)
+	}, err
 }
 
 // version is that of the source that this program was built from. In the

@@ -57,6 +57,25 @@ func isTTY(name string) bool {
 	return err == nil && working
 }
 
+// shellProgram is what the kernel command line names by installer.shellCommand=,
+// the last one counting, else the u-root shell. It is the installer's own flag:
+// a shell on the console and one through the network are the same.
+func shellProgram(proc fs.FS) string {
+	line, err := fs.ReadFile(proc, "cmdline")
+	if err != nil {
+		return defaultShell // without /proc there is nothing to obey
+	}
+	program := defaultShell
+	for word := range strings.FieldsSeq(string(line)) {
+		// The kernel takes quotes around a value or around the whole word
+		// (kernel-parameters.rst).
+		if value, ok := strings.CutPrefix(strings.ReplaceAll(word, `"`, ""), "installer.shellCommand="); ok && value != "" {
+			program = value
+		}
+	}
+	return program
+}
+
 // console is one terminal: what is written to it is shown, late if need be
 // but without holding up the others, and a person who presses Enter there
 // gets a shell, once that is offered.

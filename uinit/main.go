@@ -30,7 +30,7 @@ import (
 
 const (
 	installerProgram = "/bbin/installer"
-	shellProgram     = "/bbin/gosh"
+	defaultShell     = "/bbin/gosh"
 	searchPath       = "/usr/sbin:/usr/bin:/sbin:/bin:/bbin"
 	// settle is how long no device may appear before the machine counts as
 	// complete, and settleLimit how long that is awaited: USB and SCSI hosts
@@ -87,6 +87,7 @@ func run(ctx context.Context, args []string) {
 	report(mountAll(lateMounts()))
 	show(fmt.Sprintf("uinit: %d modules loaded in %.1f s\n", loaded, time.Since(started).Seconds()))
 
+	shell := shellProgram(os.DirFS("/proc"))
 	var offerOnce sync.Once
 	var shells atomic.Int32
 	supervise := supervisor{
@@ -96,7 +97,7 @@ func run(ctx context.Context, args []string) {
 		offer: func() {
 			offerOnce.Do(func() {
 				for _, c := range consoles {
-					go c.offer(ctx, shellProgram, func(busy bool) {
+					go c.offer(ctx, shell, func(busy bool) {
 						if busy {
 							shells.Add(1)
 						} else {

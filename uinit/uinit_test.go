@@ -56,6 +56,22 @@ func TestConsoleNames(t *testing.T) {
 	}
 }
 
+func TestShellIsThatOfTheKernelCommandLine(t *testing.T) {
+	for line, want := range map[string]string{
+		"console=ttyS0 quiet\n":                                                      "/bbin/gosh",
+		"installer.shellCommand=\n":                                                  "/bbin/gosh",
+		"quiet installer.shellCommand=/bin/bash console=ttyS0\n":                     "/bin/bash",
+		`installer.shellCommand="/bin/bash" "installer.shellCommand=/bin/zsh" quiet`: "/bin/zsh",
+	} {
+		if got := shellProgram(fstest.MapFS{"cmdline": {Data: []byte(line)}}); got != want {
+			t.Errorf("%q: got %s, want %s", line, got, want)
+		}
+	}
+	if got := shellProgram(fstest.MapFS{}); got != "/bbin/gosh" {
+		t.Errorf("without /proc: got %s", got)
+	}
+}
+
 func TestIsTTY(t *testing.T) {
 	if isTTY("null") || isTTY("no-such-device") {
 		t.Error("took something for a terminal that is none")

@@ -25,8 +25,10 @@ const DefaultPort = 6971
 // never be passed as missing. config.json and imagename must be there.
 //
 // The error is a [Mistakes] with everything that is wrong in all of the files;
-// when config.json itself says Error, it holds only that.
-func Parse(files map[string][]byte) (Config, error) {
+// when config.json itself says Error, it holds only that. imageServerPort is
+// the image server's port where the file imageserver names none: DefaultPort,
+// or what the operator asked for.
+func Parse(files map[string][]byte, imageServerPort uint16) (Config, error) {
 	r := new(reader)
 	var c Config
 	r.machineFile(&c, files)
@@ -38,7 +40,7 @@ func Parse(files map[string][]byte) (Config, error) {
 	c.ToolsImage = r.imageName(files, ToolsImageFile, false)
 	if server, line, ok := r.oneLine(files, ImageServerFile, false); ok {
 		var err error
-		if c.ImageServer, err = ParseServer(server, DefaultPort); err != nil {
+		if c.ImageServer, err = ParseServer(server, imageServerPort); err != nil {
 			r.mistake(CodeServer, ImageServerFile, line, "%v", err)
 		}
 	}
@@ -544,7 +546,7 @@ func ParseServer(text string, defaultPort uint16) (string, error) {
 		return "", &Mistake{ID: CodeServer, Text: fmt.Sprintf("%.80q is not host or host:port: %s", text, why)}
 	}
 	port := strconv.Itoa(int(defaultPort))
-	host := text
+	var host string
 	if inner, ok := strings.CutPrefix(text, "["); ok {
 		var after string
 		if host, after, ok = strings.Cut(inner, "]"); !ok {

@@ -34,7 +34,7 @@ func example(t testing.TB) map[string][]byte {
 var compareAddresses = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func TestExampleMeansWhatItSays(t *testing.T) {
-	c, err := Parse(example(t))
+	c, err := Parse(example(t), DefaultPort)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestExampleMeansWhatItSays(t *testing.T) {
 func TestDefaultLayoutOnlyWithoutFile(t *testing.T) {
 	files := example(t)
 	delete(files, LayoutFile)
-	c, err := Parse(files)
+	c, err := Parse(files, DefaultPort)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestDefaultLayoutOnlyWithoutFile(t *testing.T) {
 		t.Error(d)
 	}
 	files[LayoutFile] = nil
-	if _, err := Parse(files); err == nil {
+	if _, err := Parse(files, DefaultPort); err == nil {
 		t.Error("an empty storage-layout.json was taken for the default")
 	}
 }
@@ -107,7 +107,7 @@ func TestEveryField(t *testing.T) {
 		LayoutFile: []byte(`{"BootDriveLayout": [
    {"MountPoint": "/", "FileSystemType": "ext4", "FileSystemLabel": "rootfs", "MinimumBytes": 1, "MinimumFreeBytes": 2, "BytesPerInode": 4096, "ReservedBlocksPercentage": 1, "RootUserId": 3, "RootGroupId": 4},
    {"MountPoint": "/srv/", "FileSystemType": "xfs"}], "UseKexec": true}`),
-	})
+	}, DefaultPort)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 }`),
 		ImageFile:       []byte("debian//12\n"),
 		ImageServerFile: []byte("host:99999\n"),
-	})
+	}, DefaultPort)
 	want := `config.json:3: unknown field Machine.HostIpAdress: did you mean "HostIpAddress"?
 CFG-006: config.json:4: Machine.HostMacAddress: "52:54" is not a MAC address such as 52:54:00:12:34:56
 CFG-005: config.json:5: Machine.VlanTrunk: want true or false, have "yes" (write it without quotes)
@@ -247,7 +247,7 @@ func TestMistakes(t *testing.T) {
 		"bad address":         {machine(`{"Machine": {"HostIpAddress": "10.0.0"}}`), CodeValue, `config.json:1: Machine.HostIpAddress: "10.0.0" is not an IP address`},
 		"subnet without mask": {machine(`{"Subnets": [{"Id":"Dev","IpGateway":"10.0.0.1"}]}`), CodeValue, "config.json:1: Subnets[0] needs IpGateway and IpMask: together they say which addresses the subnet has"},
 		"mask of IPv6":        {machine(`{"Subnets": [{"Id":"Dev","IpGateway":"10.0.0.1","IpMask":"ffff::"}]}`), CodeValue, `config.json:1: Subnets[0].IpMask: the mask "ffff::" does not fit the address 10.0.0.1`},
-		"kernel options":      {machine(`{"Install": {"KernelOptions": "a$(b)"}}`), CodeValue, "config.json:1: Install.KernelOptions: kernel options contain '$': plain printable ASCII without $ ` \\ ' is possible"},
+		"kernel options":      {machine(`{"Install": {"KernelOptions": "a$(b)"}}`), CodeValue, "config.json:1: Install.KernelOptions: kernel options contain '$': plain printable ASCII without any of $`\\';&|<>{} is possible"},
 		"other renderer":      {machine(`{"Install": {"NetworkRenderer": "netplan"}}`), CodeUnsupported, `config.json:1: Install.NetworkRenderer: "netplan" is not supported by this version: only ifupdown is`},
 		"no renderer":         {machine(`{"Install": {"NetworkRenderer": "ifupdwn"}}`), CodeValue, `config.json:1: Install.NetworkRenderer: there is no network renderer "ifupdwn": did you mean "ifupdown"?`},
 		"endless wait":        {machine(`{"Install": {"WaitAfterFailureSeconds": 604801}}`), CodeValue, "config.json:1: Install.WaitAfterFailureSeconds: at most 604800 (a week), not 604801"},
@@ -263,7 +263,7 @@ func TestMistakes(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := Parse(test.files)
+			_, err := Parse(test.files, DefaultPort)
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -328,7 +328,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"Error": "no"}`), []byte("[[[["), []byte("\n\n"), []byte("\xff"))
 	f.Add([]byte("{\"a\":\n//x\n1}"), []byte("null"), []byte("!\na"), []byte(":"))
 	f.Fuzz(func(t *testing.T, machine, layout, image, server []byte) {
-		c, err := Parse(map[string][]byte{MachineFile: machine, LayoutFile: layout, ImageFile: image, ImageServerFile: server})
+		c, err := Parse(map[string][]byte{MachineFile: machine, LayoutFile: layout, ImageFile: image, ImageServerFile: server}, DefaultPort)
 		if err != nil {
 			for _, m := range err.(Mistakes) {
 				if m.ID == "" || m.Text == "" {
@@ -352,4 +352,16 @@ func bytesLines(files ...[]byte) int {
 		most = max(most, 1+strings.Count(string(f), "\n"))
 	}
 	return most
+}
+
+// The port that the operator asks for counts only where the file names none.
+func TestImageServerPortIsADefault(t *testing.T) {
+	for text, want := range map[string]string{"images": "images:7001", "images:6999": "images:6999", "[2001:db8::1]": "[2001:db8::1]:7001"} {
+		files := example(t)
+		files[ImageServerFile] = []byte(text + "\n")
+		c, err := Parse(files, 7001)
+		if err != nil || c.ImageServer != want {
+			t.Errorf("imageserver %q: got %q, %v; want %q", text, c.ImageServer, err, want)
+		}
+	}
 }

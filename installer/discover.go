@@ -64,11 +64,15 @@ func (i *installation) raiseLinks(ctx context.Context) error {
 		i.model.Logf(progress.Links, "%s %s %s: %s", nic.Name, nic.MAC, nic.Driver, state)
 		i.debugf(progress.Links, "%s: %+v", nic.Name, nic)
 	}
-	if err != nil && i.configIsOnBoard() {
-		i.model.Warn(progress.Links, err.Error())
+	if err == nil {
 		return nil
 	}
-	return err
+	directory, boardErr := i.onBoard(ctx)
+	if boardErr != nil || directory == "" {
+		return errors.Join(err, boardErr)
+	}
+	i.model.Warn(progress.Links, err.Error())
+	return nil
 }
 
 // readConfig fetches the configuration from the first place that has it, and
@@ -89,7 +93,7 @@ func (i *installation) readConfig(ctx context.Context) error {
 		i.model.Warn(progress.Config, warning)
 	}
 	i.model.Describe(func(f *progress.Facts) { f.Machine = i.config.Network.Hostname })
-	if i.configIsOnBoard() {
+	if *i.boardDir != "" {
 		if err := i.useConfiguredAddress(); err != nil {
 			return err
 		}
@@ -97,14 +101,18 @@ func (i *installation) readConfig(ctx context.Context) error {
 	return i.stirRandomness()
 }
 
-// fetchConfig asks the places of the configuration in their order:
-// -tftpDirectory (and then no DHCP packet is sent), -configurationLoader,
+// fetchConfig asks the places of the configuration in their order: what is on
+// board (and then no DHCP packet is sent), -configurationLoader,
 // -configurationBaseUrl, TFTP.
 func (i *installation) fetchConfig(ctx context.Context) (fetch.Files, error) {
-	if i.configIsOnBoard() {
-		i.configDir = i.opt.tftpDirectory
-		i.model.Logf(progress.Config, "the configuration is in %s; no DHCP lease is asked for", i.configDir)
-		return fetch.All(ctx, fetch.Directory(i.configDir))
+	directory, err := i.onBoard(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if directory != "" {
+		i.configDir = directory
+		i.model.Logf(progress.Config, "the configuration is in %s; no DHCP lease is asked for", directory)
+		return fetch.All(ctx, fetch.Directory(directory))
 	}
 	if err := i.leaseAndConfigure(ctx); err != nil {
 		return nil, err
@@ -165,10 +173,20 @@ func (i *installation) tftpServer() string {
 	return ""
 }
 
-// configIsOnBoard says that config.json came with the boot image.
-func (i *installation) configIsOnBoard() bool {
-	_, err := os.Stat(filepath.Join(i.opt.tftpDirectory, fetch.ConfigJSON))
-	return err == nil
+// onBoard is the directory with a configuration that came with the machine
+// rather than over its network: -tftpDirectory, else a volume labelled
+// FIRSTLIGHT; empty where there is none.
+func (i *installation) onBoard(ctx context.Context) (string, error) {
+	if i.boardDir == nil {
+		directory := i.opt.tftpDirectory
+		if _, err := os.Stat(filepath.Join(directory, fetch.ConfigJSON)); err != nil {
+			if directory, err = i.mountMedium(ctx); err != nil {
+				return "", err
+			}
+		}
+		i.boardDir = &directory
+	}
+	return *i.boardDir, nil
 }
 
 // leaseAndConfigure asks for a lease and uses it until the installation ends.
@@ -394,8 +412,12 @@ func (i *installation) reachServer(ctx context.Context) error {
 	if err := i.raiseLinks(ctx); err != nil {
 		return err
 	}
+	directory, err := i.onBoard(ctx)
+	if err != nil {
+		return err
+	}
 	configure := i.readConfig
-	if named && !i.configIsOnBoard() {
+	if named && directory == "" {
 		configure = i.leaseAndConfigure
 	}
 	if err := configure(ctx); err != nil {

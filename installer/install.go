@@ -39,7 +39,8 @@ type installation struct {
 	lease     *dhcp.Lease   // nil where no lease was needed
 	nic       netconfig.NIC // over which the configuration came; empty where none is known
 	files     fetch.Files
-	configDir string // where custom programmes find the files
+	boardDir  *string // nil: not looked for yet; empty: nothing is on board
+	configDir string  // where custom programmes find the files
 	config    config.Config
 	inventory inventory.Document
 	tls       *tls.Config // nil: plaintext, said loudly

@@ -50,7 +50,7 @@ func TestProgramsRun(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, command := range [][]string{{"cryptsetup", "--version"}, {"mkfs.ext4", "-V"}, {"mkfs.vfat", "--help"}} {
+	for _, command := range [][]string{{"cryptsetup", "--version"}, {"mkfs.ext4", "-V"}, {"mkfs.vfat", "--help"}, {"dmsetup", "--help"}, {"mdadm", "--version"}} {
 		file, err := tree{root}.find(command[0])
 		if err != nil {
 			t.Fatal(err)

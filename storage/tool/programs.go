@@ -13,8 +13,8 @@ type Program struct {
 	Directories []string
 }
 
-// Programs are the programs that package storage/apply runs. What is not here is
-// done by Go code.
+// Programs are the programs that storage/apply and storage/readonly run. What is
+// not here is done by Go code.
 func Programs() []Program {
 	return []Program{
 		{
@@ -32,6 +32,15 @@ func Programs() []Program {
 		{
 			Name:    "mkfs.vfat",
 			Package: "dosfstools",
+		},
+		{
+			Name:    "dmsetup",
+			Package: "dmsetup",
+		},
+		{
+			Name:        "mdadm",
+			Package:     "mdadm",
+			Directories: []string{"/run/mdadm"},
 		},
 	}
 }

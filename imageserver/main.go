@@ -121,9 +121,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		defer close(counted)
 		count(counting, metrics, objects, log)
 	}()
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		service.Keep(counting)
+	}()
 	err = mux.Serve(ctx, listener)
 	stopCounting()
 	<-counted
+	<-kept
 	return err
 }
 

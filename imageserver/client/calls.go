@@ -318,7 +318,16 @@ func fromWire(wire *pb.Image) (Image, error) {
 		Added: time.Unix(0, wire.GetAdded()).UTC(),
 		Bytes: wire.GetBytes(), Objects: wire.GetObjects(), Inodes: wire.GetInodes(),
 		Attributes: wire.GetAttributes(), AddedBy: wire.GetAddedBy(),
+		Expires: timeFromWire(wire.GetExpires()), Aliases: wire.GetAliases(),
 	}, nil
+}
+
+// timeFromWire reads nanoseconds since 1970; 0 is no time.
+func timeFromWire(nanoseconds int64) time.Time {
+	if nanoseconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanoseconds).UTC()
 }
 
 func pieceFromWire(wire *pb.Piece) (object.Piece, error) {

@@ -58,6 +58,25 @@ type Image struct {
 	Inodes     uint64            `json:"inodes"`
 	Attributes map[string]string `json:"attributes,omitempty"`
 	AddedBy    string            `json:"addedBy,omitempty"`
+	// Expires is when the image may go; zero means never.
+	Expires time.Time `json:"expires,omitzero"`
+	// Aliases mean this image; sorted.
+	Aliases []string `json:"aliases,omitempty"`
+}
+
+// Due is an image whose time has come.
+type Due struct {
+	Image
+	Reason string `json:"reason"`
+}
+
+// Garbage is what CollectGarbage deleted, or would delete.
+type Garbage struct {
+	Images  []Due  `json:"images"`
+	Checked uint64 `json:"checkedObjects"`
+	Objects uint64 `json:"objects"`
+	Bytes   uint64 `json:"bytes"`         // in the store
+	Recent  uint64 `json:"recentObjects"` // that no image needs, too young to go
 }
 
 // Found is an image's manifest and what the server says of its objects.
@@ -132,8 +151,34 @@ func (c *Client) AddImage(ctx context.Context, name string, raw []byte) (Image, 
 	return c.addImage(ctx, name, raw)
 }
 
+// Promote lets alias mean the image that name resolves to. The answer is that
+// image, and the name of the one that alias meant before, empty where it is new.
+func (c *Client) Promote(ctx context.Context, name, alias string) (Image, string, error) {
+	return c.promote(ctx, name, alias)
+}
+
+// Expire sets when an image of exactly this name may go, only if it has the
+// manifest digest unless that is zero. The zero time means never.
+func (c *Client) Expire(ctx context.Context, name string, digest object.Digest, expires time.Time) (Image, error) {
+	return c.expire(ctx, name, digest, expires)
+}
+
+// Retain sets how many of the newest images directly below a stream are kept; 0
+// means all. The answer is the images that go by it; with dryRun nothing changes.
+func (c *Client) Retain(ctx context.Context, stream string, keep uint32, dryRun bool) ([]Due, error) {
+	return c.retain(ctx, stream, keep, dryRun)
+}
+
+// CollectGarbage deletes images whose time has come and objects that no image
+// needs and nobody used within grace; a negative grace is the server's default.
+// With dryRun nothing changes. report, which may be nil, hears how far it is.
+func (c *Client) CollectGarbage(ctx context.Context, grace time.Duration, dryRun bool, report func(Garbage)) (Garbage, error) {
+	return c.collectGarbage(ctx, grace, dryRun, report)
+}
+
 // Delete takes a name away, only from the manifest digest unless that is zero.
-// The answer is the image as it was.
+// The answer is the image as it was. An alias goes by itself; the answer is the
+// image that it meant.
 func (c *Client) Delete(ctx context.Context, name string, digest object.Digest) (Image, error) {
 	return c.delete(ctx, name, digest)
 }

@@ -94,6 +94,12 @@ func (m *Metrics) stored(objects, bytes uint64) {
 	m.storedBytes.Add(float64(int64(bytes))) // less than before where an object was packed better
 }
 
+// deleted counts objects that are gone.
+func (m *Metrics) deleted(objects, bytes uint64) {
+	m.objects.Sub(float64(objects))
+	m.storedBytes.Sub(float64(bytes))
+}
+
 // call is what the handler remembers of one RPC.
 type call struct {
 	labels []string // type, service, method

@@ -216,6 +216,7 @@ type largePut struct {
 // PutObjects takes objects. One goroutine receives, several verify and write,
 // one commits batches and acknowledges them in order.
 func (s *Server) PutObjects(stream grpc.BidiStreamingServer[pb.PutObjectsRequest, pb.PutObjectsResponse]) error {
+	defer s.uses.begin(time.Now())()
 	u := &upload{server: s, stream: stream, full: make(chan *writing, 1)}
 	group, ctx := errgroup.WithContext(stream.Context())
 	group.Go(func() error { return u.commit(ctx) })
@@ -368,6 +369,12 @@ func (u *upload) take(ctx context.Context, wire *pb.Piece) error {
 		group.SetLimit(u.server.options.Workers + 1)
 		u.batch = &writing{batch: u.server.options.Begin(), group: group, ctx: groupCtx}
 	}
+	if piece.Offset == 0 {
+		// Before it is put: a store may leave an object that it has as it is.
+		u.server.uses.gate.RLock()
+		u.server.uses.note(time.Now(), piece.Digest)
+		u.server.uses.gate.RUnlock()
+	}
 	if u.batch.ctx.Err() != nil { // an object was refused; Wait says which
 		return u.batch.group.Wait()
 	}
@@ -496,8 +503,16 @@ func imageToWire(entry catalog.Entry) *pb.Image {
 	return &pb.Image{
 		Name: entry.Name, Digest: bytes.Clone(entry.Digest[:]), Added: entry.Added.UnixNano(),
 		Bytes: entry.Bytes, Objects: entry.Objects, Inodes: entry.Inodes,
-		Attributes: entry.Attributes, AddedBy: entry.AddedBy,
+		Attributes: entry.Attributes, AddedBy: entry.AddedBy, Expires: nanoseconds(entry.Expires),
 	}
+}
+
+// nanoseconds is a time on the wire, where 0 is none.
+func nanoseconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
 }
 
 func pieceToWire(piece object.Piece) *pb.Piece {

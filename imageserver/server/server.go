@@ -33,6 +33,7 @@ import (
 // Images keeps the entries of the catalog; catalog/store.Store is one. Its
 // errors about names are *catalog.Error. It is safe for concurrent use.
 type Images interface {
+	Names
 	Resolve(name string) (catalog.Entry, error)
 	List(prefix string) []catalog.Entry
 	Add(entry catalog.Entry) (catalog.Entry, bool, error)
@@ -62,7 +63,7 @@ type Options struct {
 	// Workers is how many goroutines read, decode and hash for one call.
 	Workers int
 	Version string    // shown on the page
-	Started time.Time // shown on the page
+	Started time.Time // shown on the page; before it, no use of an object is known
 	TLS     bool      // shown on the page
 }
 
@@ -72,12 +73,18 @@ type Server struct {
 	options Options
 	health  *health.Server
 	sizes   sizeCache
+	uses    uses
+	// collecting is held while garbage is collected.
+	collecting sync.Mutex
 }
 
 // New is a Server; Register makes it reachable.
 func New(options Options) *Server {
 	if options.Workers < 1 {
 		options.Workers = 1
+	}
+	if options.Started.IsZero() {
+		options.Started = time.Now()
 	}
 	if options.Begin == nil {
 		options.Begin = func() Batch { return single{options.Objects} }
@@ -98,17 +105,21 @@ func (s *Server) Shutdown() { s.health.Shutdown() }
 // Policy says who may call what: anyone reads, operators write.
 func Policy() auth.Policy {
 	return auth.Policy{
-		pb.ImageServer_GetImage_FullMethodName:    auth.Anyone,
-		pb.ImageServer_FindLatest_FullMethodName:  auth.Anyone,
-		pb.ImageServer_ListImages_FullMethodName:  auth.Anyone,
-		pb.ImageServer_HaveObjects_FullMethodName: auth.Anyone,
-		pb.ImageServer_GetObjects_FullMethodName:  auth.Anyone,
-		pb.ImageServer_PutObjects_FullMethodName:  auth.Operator,
-		pb.ImageServer_AddImage_FullMethodName:    auth.Operator,
-		pb.ImageServer_DeleteImage_FullMethodName: auth.Operator,
-		healthpb.Health_Check_FullMethodName:      auth.Anyone,
-		healthpb.Health_Watch_FullMethodName:      auth.Anyone,
-		healthpb.Health_List_FullMethodName:       auth.Anyone,
+		pb.ImageServer_GetImage_FullMethodName:       auth.Anyone,
+		pb.ImageServer_FindLatest_FullMethodName:     auth.Anyone,
+		pb.ImageServer_ListImages_FullMethodName:     auth.Anyone,
+		pb.ImageServer_HaveObjects_FullMethodName:    auth.Anyone,
+		pb.ImageServer_GetObjects_FullMethodName:     auth.Anyone,
+		pb.ImageServer_PutObjects_FullMethodName:     auth.Operator,
+		pb.ImageServer_AddImage_FullMethodName:       auth.Operator,
+		pb.ImageServer_DeleteImage_FullMethodName:    auth.Operator,
+		pb.ImageServer_Promote_FullMethodName:        auth.Operator,
+		pb.ImageServer_SetExpiry_FullMethodName:      auth.Operator,
+		pb.ImageServer_SetRetention_FullMethodName:   auth.Operator,
+		pb.ImageServer_CollectGarbage_FullMethodName: auth.Operator,
+		healthpb.Health_Check_FullMethodName:         auth.Anyone,
+		healthpb.Health_Watch_FullMethodName:         auth.Anyone,
+		healthpb.Health_List_FullMethodName:          auth.Anyone,
 	}
 }
 
@@ -156,7 +167,7 @@ func (s *Server) GetImage(request *pb.GetImageRequest, stream grpc.ServerStreami
 	if err != nil {
 		return s.failed("GetImage", err)
 	}
-	answer := &pb.GetImageResponse{Image: imageToWire(entry)}
+	answer := &pb.GetImageResponse{Image: s.imageToWire(entry)}
 	for offset := uint64(0); offset < stored.StoredSize || offset == 0; offset += message {
 		data := encoded[offset:min(offset+message, stored.StoredSize)]
 		answer.Manifest = []*pb.Piece{pieceToWire(object.Piece{Info: stored.Info, Offset: offset, Data: data})}
@@ -220,7 +231,7 @@ func (s *Server) FindLatest(_ context.Context, request *pb.FindLatestRequest) (*
 	if err != nil {
 		return nil, s.failed("FindLatest", err)
 	}
-	return &pb.FindLatestResponse{Image: imageToWire(entry)}, nil
+	return &pb.FindLatestResponse{Image: s.imageToWire(entry)}, nil
 }
 
 // ListImages sends lines of the catalog.
@@ -232,7 +243,7 @@ func (s *Server) ListImages(request *pb.ListImagesRequest, stream grpc.ServerStr
 	}
 	answer := &pb.ListImagesResponse{}
 	for _, entry := range s.options.Images.List(request.GetPrefix()) {
-		answer.Images = append(answer.Images, imageToWire(entry))
+		answer.Images = append(answer.Images, s.imageToWire(entry))
 		if len(answer.Images) == imagesInOne {
 			if err := stream.Send(answer); err != nil {
 				return err
@@ -249,9 +260,22 @@ func (s *Server) HaveObjects(ctx context.Context, request *pb.HaveObjectsRequest
 	if err != nil {
 		return nil, err
 	}
+	// Who may add images will rely on the answer, so garbage must not go
+	// between the look and the note.
+	relied := auth.PeerOf(ctx).Role >= auth.Operator
+	if relied {
+		s.uses.gate.RLock()
+		defer s.uses.gate.RUnlock()
+	}
 	infos, err := statAll(ctx, s.options.Objects, s.options.Workers, digests)
 	if err != nil {
 		return nil, s.failed("HaveObjects", err)
+	}
+	if relied {
+		now := time.Now()
+		for _, info := range infos {
+			s.uses.note(now, info.Digest)
+		}
 	}
 	there := make(map[object.Digest]bool, len(infos))
 	for _, info := range infos {
@@ -287,6 +311,8 @@ func (s *Server) AddImage(stream grpc.ClientStreamingServer[pb.AddImageRequest, 
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "the manifest: %v", err)
 	}
+	s.uses.gate.RLock()
+	defer s.uses.gate.RUnlock()
 	if err := s.complete(ctx, manifest); err != nil {
 		return err
 	}
@@ -298,7 +324,7 @@ func (s *Server) AddImage(stream grpc.ClientStreamingServer[pb.AddImageRequest, 
 	if err != nil {
 		return s.failed("AddImage", err)
 	}
-	return stream.SendAndClose(&pb.AddImageResponse{Image: imageToWire(added), Existed: existed})
+	return stream.SendAndClose(&pb.AddImageResponse{Image: s.imageToWire(added), Existed: existed})
 }
 
 // add stores the manifest, then the entry that makes it visible.
@@ -377,20 +403,30 @@ func receiveManifest(request *pb.AddImageRequest, stream grpc.ClientStreamingSer
 
 // DeleteImage takes a name away.
 func (s *Server) DeleteImage(ctx context.Context, request *pb.DeleteImageRequest) (*pb.DeleteImageResponse, error) {
-	var digest object.Digest
-	switch len(request.GetDigest()) {
-	case 0:
-	case len(digest):
-		digest = object.Digest(request.GetDigest())
-	default:
-		return nil, status.Error(codes.InvalidArgument, "a digest has 32 bytes")
+	digest, err := optionalDigest(request.GetDigest())
+	if err != nil {
+		return nil, err
+	}
+	by := auth.PeerOf(ctx).Name
+	alias, ok, err := s.options.Images.DeleteAlias(request.GetName())
+	if err != nil {
+		return nil, s.failed("DeleteImage", err)
+	}
+	if ok {
+		s.options.Log.Info("alias deleted", "alias", alias.Name, "name", alias.Image, "by", by)
+		// The image is there as long as an alias means it; until just now.
+		entry, err := s.options.Images.Resolve(alias.Image)
+		if err != nil {
+			return nil, s.failed("DeleteImage", err)
+		}
+		return &pb.DeleteImageResponse{Image: s.imageToWire(entry), Alias: true}, nil
 	}
 	entry, err := s.options.Images.Delete(request.GetName(), digest)
 	if err != nil {
 		return nil, s.failed("DeleteImage", err)
 	}
-	s.options.Log.Info("image deleted", "name", entry.Name, "digest", entry.Digest, "by", auth.PeerOf(ctx).Name)
-	return &pb.DeleteImageResponse{Image: imageToWire(entry)}, nil
+	s.options.Log.Info("image deleted", "name", entry.Name, "digest", entry.Digest, "by", by)
+	return &pb.DeleteImageResponse{Image: s.imageToWire(entry)}, nil
 }
 
 // failed is an error as it goes over the wire. What points at damage or a
@@ -405,6 +441,7 @@ func (s *Server) failed(call string, err error) error {
 	case errors.As(err, &name):
 		code = map[catalog.Kind]codes.Code{
 			catalog.BadName: codes.InvalidArgument, catalog.NotFound: codes.NotFound, catalog.Taken: codes.AlreadyExists,
+			catalog.InUse: codes.FailedPrecondition,
 		}[name.Kind]
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, "the call was cancelled")

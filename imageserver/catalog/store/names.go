@@ -210,6 +210,17 @@ func (s *Store) Retain(stream string, keep int, by string) error {
 	return nil
 }
 
+// DueIf is what Due would say if the retention were set.
+func (s *Store) DueIf(retention catalog.Retention) []catalog.Due {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	before, _ := s.catalog.Retention(retention.Stream)
+	before.Stream = retention.Stream
+	s.catalog.PutRetention(retention)
+	defer s.catalog.PutRetention(before)
+	return s.catalog.Due(s.now())
+}
+
 // Due is catalog.Catalog's, now.
 func (s *Store) Due() []catalog.Due {
 	s.mutex.RLock()

@@ -170,6 +170,8 @@ type Image struct {
 	Inodes        uint64                 `protobuf:"varint,6,opt,name=inodes,proto3" json:"inodes,omitempty"`
 	Attributes    map[string]string      `protobuf:"bytes,7,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	AddedBy       string                 `protobuf:"bytes,8,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"` // subject of the client certificate, empty without TLS
+	Expires       int64                  `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`               // nanoseconds since 1970, UTC; 0: never
+	Aliases       []string               `protobuf:"bytes,10,rep,name=aliases,proto3" json:"aliases,omitempty"`               // names that mean this image, sorted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -258,6 +260,20 @@ func (x *Image) GetAddedBy() string {
 		return x.AddedBy
 	}
 	return ""
+}
+
+func (x *Image) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Image) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
 }
 
 type GetImageRequest struct {
@@ -976,7 +992,8 @@ func (x *DeleteImageRequest) GetDigest() []byte {
 
 type DeleteImageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // as it was
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`  // as it was; of an alias, the image that it meant
+	Alias         bool                   `protobuf:"varint,2,opt,name=alias,proto3" json:"alias,omitempty"` // an alias was taken away, the image stays
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1018,6 +1035,519 @@ func (x *DeleteImageResponse) GetImage() *Image {
 	return nil
 }
 
+func (x *DeleteImageResponse) GetAlias() bool {
+	if x != nil {
+		return x.Alias
+	}
+	return false
+}
+
+type PromoteRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Alias string                 `protobuf:"bytes,1,opt,name=alias,proto3" json:"alias,omitempty"`
+	// What the alias is to mean: an image, a stream (its newest image), another
+	// alias, or any of them followed by "@sha256:<hex>".
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteRequest) Reset() {
+	*x = PromoteRequest{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteRequest) ProtoMessage() {}
+
+func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
+func (*PromoteRequest) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PromoteRequest) GetAlias() string {
+	if x != nil {
+		return x.Alias
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type PromoteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`       // what the alias means now
+	Previous      string                 `protobuf:"bytes,2,opt,name=previous,proto3" json:"previous,omitempty"` // what it meant before, empty where it is new
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteResponse) Reset() {
+	*x = PromoteResponse{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteResponse) ProtoMessage() {}
+
+func (x *PromoteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteResponse.ProtoReflect.Descriptor instead.
+func (*PromoteResponse) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PromoteResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetPrevious() string {
+	if x != nil {
+		return x.Previous
+	}
+	return ""
+}
+
+type SetExpiryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`        // of an image, exactly
+	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`    // where set, only if the image has this manifest
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"` // nanoseconds since 1970, UTC; 0: never
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetExpiryRequest) Reset() {
+	*x = SetExpiryRequest{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetExpiryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetExpiryRequest) ProtoMessage() {}
+
+func (x *SetExpiryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetExpiryRequest.ProtoReflect.Descriptor instead.
+func (*SetExpiryRequest) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SetExpiryRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetExpiryRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *SetExpiryRequest) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+type SetExpiryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetExpiryResponse) Reset() {
+	*x = SetExpiryResponse{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetExpiryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetExpiryResponse) ProtoMessage() {}
+
+func (x *SetExpiryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetExpiryResponse.ProtoReflect.Descriptor instead.
+func (*SetExpiryResponse) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SetExpiryResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type SetRetentionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	Keep          uint32                 `protobuf:"varint,2,opt,name=keep,proto3" json:"keep,omitempty"`                   // the newest so many images directly below it; 0: all
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // change nothing, only say what would go
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRetentionRequest) Reset() {
+	*x = SetRetentionRequest{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRetentionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRetentionRequest) ProtoMessage() {}
+
+func (x *SetRetentionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRetentionRequest.ProtoReflect.Descriptor instead.
+func (*SetRetentionRequest) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SetRetentionRequest) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *SetRetentionRequest) GetKeep() uint32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+func (x *SetRetentionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type SetRetentionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Due           []*DueImage            `protobuf:"bytes,1,rep,name=due,proto3" json:"due,omitempty"` // images that go by this, within minutes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRetentionResponse) Reset() {
+	*x = SetRetentionResponse{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRetentionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRetentionResponse) ProtoMessage() {}
+
+func (x *SetRetentionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRetentionResponse.ProtoReflect.Descriptor instead.
+func (*SetRetentionResponse) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SetRetentionResponse) GetDue() []*DueImage {
+	if x != nil {
+		return x.Due
+	}
+	return nil
+}
+
+// DueImage is an image whose time has come.
+type DueImage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DueImage) Reset() {
+	*x = DueImage{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DueImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DueImage) ProtoMessage() {}
+
+func (x *DueImage) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DueImage.ProtoReflect.Descriptor instead.
+func (*DueImage) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DueImage) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *DueImage) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type CollectGarbageRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	DryRun bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // only say what would go
+	// Objects that were sent or asked for within so many seconds stay; without it
+	// the server's own choice holds. Whatever is said here, an upload that runs
+	// loses nothing.
+	GraceSeconds  *uint64 `protobuf:"varint,2,opt,name=grace_seconds,json=graceSeconds,proto3,oneof" json:"grace_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectGarbageRequest) Reset() {
+	*x = CollectGarbageRequest{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectGarbageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectGarbageRequest) ProtoMessage() {}
+
+func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectGarbageRequest.ProtoReflect.Descriptor instead.
+func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CollectGarbageRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CollectGarbageRequest) GetGraceSeconds() uint64 {
+	if x != nil && x.GraceSeconds != nil {
+		return *x.GraceSeconds
+	}
+	return 0
+}
+
+type CollectGarbageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checked       uint64                 `protobuf:"varint,1,opt,name=checked,proto3" json:"checked,omitempty"` // objects looked at so far
+	Objects       uint64                 `protobuf:"varint,2,opt,name=objects,proto3" json:"objects,omitempty"` // deleted so far, or that would be
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`     // that they have in the store
+	Recent        uint64                 `protobuf:"varint,4,opt,name=recent,proto3" json:"recent,omitempty"`   // objects that no image needs, too young to go
+	Images        []*DueImage            `protobuf:"bytes,5,rep,name=images,proto3" json:"images,omitempty"`    // deleted, or that would be; in the last answer
+	Done          bool                   `protobuf:"varint,6,opt,name=done,proto3" json:"done,omitempty"`       // this is the last answer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectGarbageResponse) Reset() {
+	*x = CollectGarbageResponse{}
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectGarbageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectGarbageResponse) ProtoMessage() {}
+
+func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_imageserver_v1_imageserver_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectGarbageResponse.ProtoReflect.Descriptor instead.
+func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
+	return file_proto_imageserver_v1_imageserver_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CollectGarbageResponse) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *CollectGarbageResponse) GetObjects() uint64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *CollectGarbageResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CollectGarbageResponse) GetRecent() uint64 {
+	if x != nil {
+		return x.Recent
+	}
+	return 0
+}
+
+func (x *CollectGarbageResponse) GetImages() []*DueImage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *CollectGarbageResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 var File_proto_imageserver_v1_imageserver_proto protoreflect.FileDescriptor
 
 const file_proto_imageserver_v1_imageserver_proto_rawDesc = "" +
@@ -1030,7 +1560,7 @@ const file_proto_imageserver_v1_imageserver_proto_rawDesc = "" +
 	"\vstored_size\x18\x04 \x01(\x04R\n" +
 	"storedSize\x12\x16\n" +
 	"\x06offset\x18\x05 \x01(\x04R\x06offset\x12\x12\n" +
-	"\x04data\x18\x06 \x01(\fR\x04data\"\xbd\x02\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\"\xf1\x02\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
@@ -1041,7 +1571,10 @@ const file_proto_imageserver_v1_imageserver_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\a \x03(\v20.firstlight.imageserver.v1.Image.AttributesEntryR\n" +
 	"attributes\x12\x19\n" +
-	"\badded_by\x18\b \x01(\tR\aaddedBy\x1a=\n" +
+	"\badded_by\x18\b \x01(\tR\aaddedBy\x12\x18\n" +
+	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x18\n" +
+	"\aaliases\x18\n" +
+	" \x03(\tR\aaliases\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"%\n" +
@@ -1080,12 +1613,46 @@ const file_proto_imageserver_v1_imageserver_proto_rawDesc = "" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\"@\n" +
 	"\x12DeleteImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\fR\x06digest\"M\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\"c\n" +
 	"\x13DeleteImageResponse\x126\n" +
-	"\x05image\x18\x01 \x01(\v2 .firstlight.imageserver.v1.ImageR\x05image*/\n" +
+	"\x05image\x18\x01 \x01(\v2 .firstlight.imageserver.v1.ImageR\x05image\x12\x14\n" +
+	"\x05alias\x18\x02 \x01(\bR\x05alias\":\n" +
+	"\x0ePromoteRequest\x12\x14\n" +
+	"\x05alias\x18\x01 \x01(\tR\x05alias\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"e\n" +
+	"\x0fPromoteResponse\x126\n" +
+	"\x05image\x18\x01 \x01(\v2 .firstlight.imageserver.v1.ImageR\x05image\x12\x1a\n" +
+	"\bprevious\x18\x02 \x01(\tR\bprevious\"X\n" +
+	"\x10SetExpiryRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\"K\n" +
+	"\x11SetExpiryResponse\x126\n" +
+	"\x05image\x18\x01 \x01(\v2 .firstlight.imageserver.v1.ImageR\x05image\"Z\n" +
+	"\x13SetRetentionRequest\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x12\n" +
+	"\x04keep\x18\x02 \x01(\rR\x04keep\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"M\n" +
+	"\x14SetRetentionResponse\x125\n" +
+	"\x03due\x18\x01 \x03(\v2#.firstlight.imageserver.v1.DueImageR\x03due\"Z\n" +
+	"\bDueImage\x126\n" +
+	"\x05image\x18\x01 \x01(\v2 .firstlight.imageserver.v1.ImageR\x05image\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"l\n" +
+	"\x15CollectGarbageRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12(\n" +
+	"\rgrace_seconds\x18\x02 \x01(\x04H\x00R\fgraceSeconds\x88\x01\x01B\x10\n" +
+	"\x0e_grace_seconds\"\xcb\x01\n" +
+	"\x16CollectGarbageResponse\x12\x18\n" +
+	"\achecked\x18\x01 \x01(\x04R\achecked\x12\x18\n" +
+	"\aobjects\x18\x02 \x01(\x04R\aobjects\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06recent\x18\x04 \x01(\x04R\x06recent\x12;\n" +
+	"\x06images\x18\x05 \x03(\v2#.firstlight.imageserver.v1.DueImageR\x06images\x12\x12\n" +
+	"\x04done\x18\x06 \x01(\bR\x04done*/\n" +
 	"\bEncoding\x12\x10\n" +
 	"\fENCODING_RAW\x10\x00\x12\x11\n" +
-	"\rENCODING_ZSTD\x10\x012\xeb\x06\n" +
+	"\rENCODING_ZSTD\x10\x012\x9f\n" +
+	"\n" +
 	"\vImageServer\x12e\n" +
 	"\bGetImage\x12*.firstlight.imageserver.v1.GetImageRequest\x1a+.firstlight.imageserver.v1.GetImageResponse0\x01\x12i\n" +
 	"\n" +
@@ -1098,7 +1665,11 @@ const file_proto_imageserver_v1_imageserver_proto_rawDesc = "" +
 	"\n" +
 	"PutObjects\x12,.firstlight.imageserver.v1.PutObjectsRequest\x1a-.firstlight.imageserver.v1.PutObjectsResponse(\x010\x01\x12e\n" +
 	"\bAddImage\x12*.firstlight.imageserver.v1.AddImageRequest\x1a+.firstlight.imageserver.v1.AddImageResponse(\x01\x12l\n" +
-	"\vDeleteImage\x12-.firstlight.imageserver.v1.DeleteImageRequest\x1a..firstlight.imageserver.v1.DeleteImageResponseBEZCgithub.com/firstlight/firstlight/proto/imageserver/v1;imageserverv1b\x06proto3"
+	"\vDeleteImage\x12-.firstlight.imageserver.v1.DeleteImageRequest\x1a..firstlight.imageserver.v1.DeleteImageResponse\x12`\n" +
+	"\aPromote\x12).firstlight.imageserver.v1.PromoteRequest\x1a*.firstlight.imageserver.v1.PromoteResponse\x12f\n" +
+	"\tSetExpiry\x12+.firstlight.imageserver.v1.SetExpiryRequest\x1a,.firstlight.imageserver.v1.SetExpiryResponse\x12o\n" +
+	"\fSetRetention\x12..firstlight.imageserver.v1.SetRetentionRequest\x1a/.firstlight.imageserver.v1.SetRetentionResponse\x12w\n" +
+	"\x0eCollectGarbage\x120.firstlight.imageserver.v1.CollectGarbageRequest\x1a1.firstlight.imageserver.v1.CollectGarbageResponse0\x01BEZCgithub.com/firstlight/firstlight/proto/imageserver/v1;imageserverv1b\x06proto3"
 
 var (
 	file_proto_imageserver_v1_imageserver_proto_rawDescOnce sync.Once
@@ -1113,32 +1684,41 @@ func file_proto_imageserver_v1_imageserver_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_imageserver_v1_imageserver_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proto_imageserver_v1_imageserver_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_proto_imageserver_v1_imageserver_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_proto_imageserver_v1_imageserver_proto_goTypes = []any{
-	(Encoding)(0),               // 0: firstlight.imageserver.v1.Encoding
-	(*Piece)(nil),               // 1: firstlight.imageserver.v1.Piece
-	(*Image)(nil),               // 2: firstlight.imageserver.v1.Image
-	(*GetImageRequest)(nil),     // 3: firstlight.imageserver.v1.GetImageRequest
-	(*GetImageResponse)(nil),    // 4: firstlight.imageserver.v1.GetImageResponse
-	(*FindLatestRequest)(nil),   // 5: firstlight.imageserver.v1.FindLatestRequest
-	(*FindLatestResponse)(nil),  // 6: firstlight.imageserver.v1.FindLatestResponse
-	(*ListImagesRequest)(nil),   // 7: firstlight.imageserver.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),  // 8: firstlight.imageserver.v1.ListImagesResponse
-	(*HaveObjectsRequest)(nil),  // 9: firstlight.imageserver.v1.HaveObjectsRequest
-	(*HaveObjectsResponse)(nil), // 10: firstlight.imageserver.v1.HaveObjectsResponse
-	(*GetObjectsRequest)(nil),   // 11: firstlight.imageserver.v1.GetObjectsRequest
-	(*GetObjectsResponse)(nil),  // 12: firstlight.imageserver.v1.GetObjectsResponse
-	(*PutObjectsRequest)(nil),   // 13: firstlight.imageserver.v1.PutObjectsRequest
-	(*PutObjectsResponse)(nil),  // 14: firstlight.imageserver.v1.PutObjectsResponse
-	(*AddImageRequest)(nil),     // 15: firstlight.imageserver.v1.AddImageRequest
-	(*AddImageResponse)(nil),    // 16: firstlight.imageserver.v1.AddImageResponse
-	(*DeleteImageRequest)(nil),  // 17: firstlight.imageserver.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil), // 18: firstlight.imageserver.v1.DeleteImageResponse
-	nil,                         // 19: firstlight.imageserver.v1.Image.AttributesEntry
+	(Encoding)(0),                  // 0: firstlight.imageserver.v1.Encoding
+	(*Piece)(nil),                  // 1: firstlight.imageserver.v1.Piece
+	(*Image)(nil),                  // 2: firstlight.imageserver.v1.Image
+	(*GetImageRequest)(nil),        // 3: firstlight.imageserver.v1.GetImageRequest
+	(*GetImageResponse)(nil),       // 4: firstlight.imageserver.v1.GetImageResponse
+	(*FindLatestRequest)(nil),      // 5: firstlight.imageserver.v1.FindLatestRequest
+	(*FindLatestResponse)(nil),     // 6: firstlight.imageserver.v1.FindLatestResponse
+	(*ListImagesRequest)(nil),      // 7: firstlight.imageserver.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 8: firstlight.imageserver.v1.ListImagesResponse
+	(*HaveObjectsRequest)(nil),     // 9: firstlight.imageserver.v1.HaveObjectsRequest
+	(*HaveObjectsResponse)(nil),    // 10: firstlight.imageserver.v1.HaveObjectsResponse
+	(*GetObjectsRequest)(nil),      // 11: firstlight.imageserver.v1.GetObjectsRequest
+	(*GetObjectsResponse)(nil),     // 12: firstlight.imageserver.v1.GetObjectsResponse
+	(*PutObjectsRequest)(nil),      // 13: firstlight.imageserver.v1.PutObjectsRequest
+	(*PutObjectsResponse)(nil),     // 14: firstlight.imageserver.v1.PutObjectsResponse
+	(*AddImageRequest)(nil),        // 15: firstlight.imageserver.v1.AddImageRequest
+	(*AddImageResponse)(nil),       // 16: firstlight.imageserver.v1.AddImageResponse
+	(*DeleteImageRequest)(nil),     // 17: firstlight.imageserver.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),    // 18: firstlight.imageserver.v1.DeleteImageResponse
+	(*PromoteRequest)(nil),         // 19: firstlight.imageserver.v1.PromoteRequest
+	(*PromoteResponse)(nil),        // 20: firstlight.imageserver.v1.PromoteResponse
+	(*SetExpiryRequest)(nil),       // 21: firstlight.imageserver.v1.SetExpiryRequest
+	(*SetExpiryResponse)(nil),      // 22: firstlight.imageserver.v1.SetExpiryResponse
+	(*SetRetentionRequest)(nil),    // 23: firstlight.imageserver.v1.SetRetentionRequest
+	(*SetRetentionResponse)(nil),   // 24: firstlight.imageserver.v1.SetRetentionResponse
+	(*DueImage)(nil),               // 25: firstlight.imageserver.v1.DueImage
+	(*CollectGarbageRequest)(nil),  // 26: firstlight.imageserver.v1.CollectGarbageRequest
+	(*CollectGarbageResponse)(nil), // 27: firstlight.imageserver.v1.CollectGarbageResponse
+	nil,                            // 28: firstlight.imageserver.v1.Image.AttributesEntry
 }
 var file_proto_imageserver_v1_imageserver_proto_depIdxs = []int32{
 	0,  // 0: firstlight.imageserver.v1.Piece.encoding:type_name -> firstlight.imageserver.v1.Encoding
-	19, // 1: firstlight.imageserver.v1.Image.attributes:type_name -> firstlight.imageserver.v1.Image.AttributesEntry
+	28, // 1: firstlight.imageserver.v1.Image.attributes:type_name -> firstlight.imageserver.v1.Image.AttributesEntry
 	2,  // 2: firstlight.imageserver.v1.GetImageResponse.image:type_name -> firstlight.imageserver.v1.Image
 	1,  // 3: firstlight.imageserver.v1.GetImageResponse.manifest:type_name -> firstlight.imageserver.v1.Piece
 	2,  // 4: firstlight.imageserver.v1.FindLatestResponse.image:type_name -> firstlight.imageserver.v1.Image
@@ -1148,27 +1728,40 @@ var file_proto_imageserver_v1_imageserver_proto_depIdxs = []int32{
 	1,  // 8: firstlight.imageserver.v1.AddImageRequest.manifest:type_name -> firstlight.imageserver.v1.Piece
 	2,  // 9: firstlight.imageserver.v1.AddImageResponse.image:type_name -> firstlight.imageserver.v1.Image
 	2,  // 10: firstlight.imageserver.v1.DeleteImageResponse.image:type_name -> firstlight.imageserver.v1.Image
-	3,  // 11: firstlight.imageserver.v1.ImageServer.GetImage:input_type -> firstlight.imageserver.v1.GetImageRequest
-	5,  // 12: firstlight.imageserver.v1.ImageServer.FindLatest:input_type -> firstlight.imageserver.v1.FindLatestRequest
-	7,  // 13: firstlight.imageserver.v1.ImageServer.ListImages:input_type -> firstlight.imageserver.v1.ListImagesRequest
-	9,  // 14: firstlight.imageserver.v1.ImageServer.HaveObjects:input_type -> firstlight.imageserver.v1.HaveObjectsRequest
-	11, // 15: firstlight.imageserver.v1.ImageServer.GetObjects:input_type -> firstlight.imageserver.v1.GetObjectsRequest
-	13, // 16: firstlight.imageserver.v1.ImageServer.PutObjects:input_type -> firstlight.imageserver.v1.PutObjectsRequest
-	15, // 17: firstlight.imageserver.v1.ImageServer.AddImage:input_type -> firstlight.imageserver.v1.AddImageRequest
-	17, // 18: firstlight.imageserver.v1.ImageServer.DeleteImage:input_type -> firstlight.imageserver.v1.DeleteImageRequest
-	4,  // 19: firstlight.imageserver.v1.ImageServer.GetImage:output_type -> firstlight.imageserver.v1.GetImageResponse
-	6,  // 20: firstlight.imageserver.v1.ImageServer.FindLatest:output_type -> firstlight.imageserver.v1.FindLatestResponse
-	8,  // 21: firstlight.imageserver.v1.ImageServer.ListImages:output_type -> firstlight.imageserver.v1.ListImagesResponse
-	10, // 22: firstlight.imageserver.v1.ImageServer.HaveObjects:output_type -> firstlight.imageserver.v1.HaveObjectsResponse
-	12, // 23: firstlight.imageserver.v1.ImageServer.GetObjects:output_type -> firstlight.imageserver.v1.GetObjectsResponse
-	14, // 24: firstlight.imageserver.v1.ImageServer.PutObjects:output_type -> firstlight.imageserver.v1.PutObjectsResponse
-	16, // 25: firstlight.imageserver.v1.ImageServer.AddImage:output_type -> firstlight.imageserver.v1.AddImageResponse
-	18, // 26: firstlight.imageserver.v1.ImageServer.DeleteImage:output_type -> firstlight.imageserver.v1.DeleteImageResponse
-	19, // [19:27] is the sub-list for method output_type
-	11, // [11:19] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	2,  // 11: firstlight.imageserver.v1.PromoteResponse.image:type_name -> firstlight.imageserver.v1.Image
+	2,  // 12: firstlight.imageserver.v1.SetExpiryResponse.image:type_name -> firstlight.imageserver.v1.Image
+	25, // 13: firstlight.imageserver.v1.SetRetentionResponse.due:type_name -> firstlight.imageserver.v1.DueImage
+	2,  // 14: firstlight.imageserver.v1.DueImage.image:type_name -> firstlight.imageserver.v1.Image
+	25, // 15: firstlight.imageserver.v1.CollectGarbageResponse.images:type_name -> firstlight.imageserver.v1.DueImage
+	3,  // 16: firstlight.imageserver.v1.ImageServer.GetImage:input_type -> firstlight.imageserver.v1.GetImageRequest
+	5,  // 17: firstlight.imageserver.v1.ImageServer.FindLatest:input_type -> firstlight.imageserver.v1.FindLatestRequest
+	7,  // 18: firstlight.imageserver.v1.ImageServer.ListImages:input_type -> firstlight.imageserver.v1.ListImagesRequest
+	9,  // 19: firstlight.imageserver.v1.ImageServer.HaveObjects:input_type -> firstlight.imageserver.v1.HaveObjectsRequest
+	11, // 20: firstlight.imageserver.v1.ImageServer.GetObjects:input_type -> firstlight.imageserver.v1.GetObjectsRequest
+	13, // 21: firstlight.imageserver.v1.ImageServer.PutObjects:input_type -> firstlight.imageserver.v1.PutObjectsRequest
+	15, // 22: firstlight.imageserver.v1.ImageServer.AddImage:input_type -> firstlight.imageserver.v1.AddImageRequest
+	17, // 23: firstlight.imageserver.v1.ImageServer.DeleteImage:input_type -> firstlight.imageserver.v1.DeleteImageRequest
+	19, // 24: firstlight.imageserver.v1.ImageServer.Promote:input_type -> firstlight.imageserver.v1.PromoteRequest
+	21, // 25: firstlight.imageserver.v1.ImageServer.SetExpiry:input_type -> firstlight.imageserver.v1.SetExpiryRequest
+	23, // 26: firstlight.imageserver.v1.ImageServer.SetRetention:input_type -> firstlight.imageserver.v1.SetRetentionRequest
+	26, // 27: firstlight.imageserver.v1.ImageServer.CollectGarbage:input_type -> firstlight.imageserver.v1.CollectGarbageRequest
+	4,  // 28: firstlight.imageserver.v1.ImageServer.GetImage:output_type -> firstlight.imageserver.v1.GetImageResponse
+	6,  // 29: firstlight.imageserver.v1.ImageServer.FindLatest:output_type -> firstlight.imageserver.v1.FindLatestResponse
+	8,  // 30: firstlight.imageserver.v1.ImageServer.ListImages:output_type -> firstlight.imageserver.v1.ListImagesResponse
+	10, // 31: firstlight.imageserver.v1.ImageServer.HaveObjects:output_type -> firstlight.imageserver.v1.HaveObjectsResponse
+	12, // 32: firstlight.imageserver.v1.ImageServer.GetObjects:output_type -> firstlight.imageserver.v1.GetObjectsResponse
+	14, // 33: firstlight.imageserver.v1.ImageServer.PutObjects:output_type -> firstlight.imageserver.v1.PutObjectsResponse
+	16, // 34: firstlight.imageserver.v1.ImageServer.AddImage:output_type -> firstlight.imageserver.v1.AddImageResponse
+	18, // 35: firstlight.imageserver.v1.ImageServer.DeleteImage:output_type -> firstlight.imageserver.v1.DeleteImageResponse
+	20, // 36: firstlight.imageserver.v1.ImageServer.Promote:output_type -> firstlight.imageserver.v1.PromoteResponse
+	22, // 37: firstlight.imageserver.v1.ImageServer.SetExpiry:output_type -> firstlight.imageserver.v1.SetExpiryResponse
+	24, // 38: firstlight.imageserver.v1.ImageServer.SetRetention:output_type -> firstlight.imageserver.v1.SetRetentionResponse
+	27, // 39: firstlight.imageserver.v1.ImageServer.CollectGarbage:output_type -> firstlight.imageserver.v1.CollectGarbageResponse
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_proto_imageserver_v1_imageserver_proto_init() }
@@ -1176,13 +1769,14 @@ func file_proto_imageserver_v1_imageserver_proto_init() {
 	if File_proto_imageserver_v1_imageserver_proto != nil {
 		return
 	}
+	file_proto_imageserver_v1_imageserver_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_imageserver_v1_imageserver_proto_rawDesc), len(file_proto_imageserver_v1_imageserver_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

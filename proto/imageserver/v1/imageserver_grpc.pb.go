@@ -24,14 +24,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ImageServer_GetImage_FullMethodName    = "/firstlight.imageserver.v1.ImageServer/GetImage"
-	ImageServer_FindLatest_FullMethodName  = "/firstlight.imageserver.v1.ImageServer/FindLatest"
-	ImageServer_ListImages_FullMethodName  = "/firstlight.imageserver.v1.ImageServer/ListImages"
-	ImageServer_HaveObjects_FullMethodName = "/firstlight.imageserver.v1.ImageServer/HaveObjects"
-	ImageServer_GetObjects_FullMethodName  = "/firstlight.imageserver.v1.ImageServer/GetObjects"
-	ImageServer_PutObjects_FullMethodName  = "/firstlight.imageserver.v1.ImageServer/PutObjects"
-	ImageServer_AddImage_FullMethodName    = "/firstlight.imageserver.v1.ImageServer/AddImage"
-	ImageServer_DeleteImage_FullMethodName = "/firstlight.imageserver.v1.ImageServer/DeleteImage"
+	ImageServer_GetImage_FullMethodName       = "/firstlight.imageserver.v1.ImageServer/GetImage"
+	ImageServer_FindLatest_FullMethodName     = "/firstlight.imageserver.v1.ImageServer/FindLatest"
+	ImageServer_ListImages_FullMethodName     = "/firstlight.imageserver.v1.ImageServer/ListImages"
+	ImageServer_HaveObjects_FullMethodName    = "/firstlight.imageserver.v1.ImageServer/HaveObjects"
+	ImageServer_GetObjects_FullMethodName     = "/firstlight.imageserver.v1.ImageServer/GetObjects"
+	ImageServer_PutObjects_FullMethodName     = "/firstlight.imageserver.v1.ImageServer/PutObjects"
+	ImageServer_AddImage_FullMethodName       = "/firstlight.imageserver.v1.ImageServer/AddImage"
+	ImageServer_DeleteImage_FullMethodName    = "/firstlight.imageserver.v1.ImageServer/DeleteImage"
+	ImageServer_Promote_FullMethodName        = "/firstlight.imageserver.v1.ImageServer/Promote"
+	ImageServer_SetExpiry_FullMethodName      = "/firstlight.imageserver.v1.ImageServer/SetExpiry"
+	ImageServer_SetRetention_FullMethodName   = "/firstlight.imageserver.v1.ImageServer/SetRetention"
+	ImageServer_CollectGarbage_FullMethodName = "/firstlight.imageserver.v1.ImageServer/CollectGarbage"
 )
 
 // ImageServerClient is the client API for ImageServer service.
@@ -47,7 +51,8 @@ const (
 // Status codes: INVALID_ARGUMENT a malformed name or digest, or bytes sent that
 // are not what their digest says, NOT_FOUND no such
 // image or object, ALREADY_EXISTS a name that has another manifest,
-// FAILED_PRECONDITION an image whose objects are not all there, DATA_LOSS
+// FAILED_PRECONDITION an image whose objects are not all there, or one that
+// cannot go because an alias means it, DATA_LOSS
 // stored bytes that are not what their digest says,
 // RESOURCE_EXHAUSTED no space, UNAUTHENTICATED no client certificate,
 // PERMISSION_DENIED one whose role does not suffice.
@@ -74,8 +79,18 @@ type ImageServerClient interface {
 	// is visible, at once and durably, when the answer comes. Adding the same
 	// again changes nothing.
 	AddImage(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[AddImageRequest, AddImageResponse], error)
-	// DeleteImage takes a name away; objects stay.
+	// DeleteImage takes a name away, of an image or of an alias; objects stay.
 	DeleteImage(ctx context.Context, in *DeleteImageRequest, opts ...grpc.CallOption) (*DeleteImageResponse, error)
+	// Promote lets an alias mean another image, in one step.
+	Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*PromoteResponse, error)
+	// SetExpiry says when an image may go.
+	SetExpiry(ctx context.Context, in *SetExpiryRequest, opts ...grpc.CallOption) (*SetExpiryResponse, error)
+	// SetRetention says how many images of a stream are kept.
+	SetRetention(ctx context.Context, in *SetRetentionRequest, opts ...grpc.CallOption) (*SetRetentionResponse, error)
+	// CollectGarbage deletes images whose time has come, then the objects that no
+	// image needs and nobody has sent or asked for lately. It answers while it
+	// works; the last answer has the result.
+	CollectGarbage(ctx context.Context, in *CollectGarbageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CollectGarbageResponse], error)
 }
 
 type imageServerClient struct {
@@ -199,6 +214,55 @@ func (c *imageServerClient) DeleteImage(ctx context.Context, in *DeleteImageRequ
 	return out, nil
 }
 
+func (c *imageServerClient) Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*PromoteResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PromoteResponse)
+	err := c.cc.Invoke(ctx, ImageServer_Promote_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *imageServerClient) SetExpiry(ctx context.Context, in *SetExpiryRequest, opts ...grpc.CallOption) (*SetExpiryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetExpiryResponse)
+	err := c.cc.Invoke(ctx, ImageServer_SetExpiry_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *imageServerClient) SetRetention(ctx context.Context, in *SetRetentionRequest, opts ...grpc.CallOption) (*SetRetentionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetRetentionResponse)
+	err := c.cc.Invoke(ctx, ImageServer_SetRetention_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *imageServerClient) CollectGarbage(ctx context.Context, in *CollectGarbageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CollectGarbageResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ImageServer_ServiceDesc.Streams[5], ImageServer_CollectGarbage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CollectGarbageRequest, CollectGarbageResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ImageServer_CollectGarbageClient = grpc.ServerStreamingClient[CollectGarbageResponse]
+
 // ImageServerServer is the server API for ImageServer service.
 // All implementations must embed UnimplementedImageServerServer
 // for forward compatibility.
@@ -212,7 +276,8 @@ func (c *imageServerClient) DeleteImage(ctx context.Context, in *DeleteImageRequ
 // Status codes: INVALID_ARGUMENT a malformed name or digest, or bytes sent that
 // are not what their digest says, NOT_FOUND no such
 // image or object, ALREADY_EXISTS a name that has another manifest,
-// FAILED_PRECONDITION an image whose objects are not all there, DATA_LOSS
+// FAILED_PRECONDITION an image whose objects are not all there, or one that
+// cannot go because an alias means it, DATA_LOSS
 // stored bytes that are not what their digest says,
 // RESOURCE_EXHAUSTED no space, UNAUTHENTICATED no client certificate,
 // PERMISSION_DENIED one whose role does not suffice.
@@ -239,8 +304,18 @@ type ImageServerServer interface {
 	// is visible, at once and durably, when the answer comes. Adding the same
 	// again changes nothing.
 	AddImage(grpc.ClientStreamingServer[AddImageRequest, AddImageResponse]) error
-	// DeleteImage takes a name away; objects stay.
+	// DeleteImage takes a name away, of an image or of an alias; objects stay.
 	DeleteImage(context.Context, *DeleteImageRequest) (*DeleteImageResponse, error)
+	// Promote lets an alias mean another image, in one step.
+	Promote(context.Context, *PromoteRequest) (*PromoteResponse, error)
+	// SetExpiry says when an image may go.
+	SetExpiry(context.Context, *SetExpiryRequest) (*SetExpiryResponse, error)
+	// SetRetention says how many images of a stream are kept.
+	SetRetention(context.Context, *SetRetentionRequest) (*SetRetentionResponse, error)
+	// CollectGarbage deletes images whose time has come, then the objects that no
+	// image needs and nobody has sent or asked for lately. It answers while it
+	// works; the last answer has the result.
+	CollectGarbage(*CollectGarbageRequest, grpc.ServerStreamingServer[CollectGarbageResponse]) error
 	mustEmbedUnimplementedImageServerServer()
 }
 
@@ -274,6 +349,18 @@ func (UnimplementedImageServerServer) AddImage(grpc.ClientStreamingServer[AddIma
 }
 func (UnimplementedImageServerServer) DeleteImage(context.Context, *DeleteImageRequest) (*DeleteImageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteImage not implemented")
+}
+func (UnimplementedImageServerServer) Promote(context.Context, *PromoteRequest) (*PromoteResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Promote not implemented")
+}
+func (UnimplementedImageServerServer) SetExpiry(context.Context, *SetExpiryRequest) (*SetExpiryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetExpiry not implemented")
+}
+func (UnimplementedImageServerServer) SetRetention(context.Context, *SetRetentionRequest) (*SetRetentionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRetention not implemented")
+}
+func (UnimplementedImageServerServer) CollectGarbage(*CollectGarbageRequest, grpc.ServerStreamingServer[CollectGarbageResponse]) error {
+	return status.Error(codes.Unimplemented, "method CollectGarbage not implemented")
 }
 func (UnimplementedImageServerServer) mustEmbedUnimplementedImageServerServer() {}
 func (UnimplementedImageServerServer) testEmbeddedByValue()                     {}
@@ -397,6 +484,71 @@ func _ImageServer_DeleteImage_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ImageServer_Promote_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PromoteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImageServerServer).Promote(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ImageServer_Promote_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImageServerServer).Promote(ctx, req.(*PromoteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ImageServer_SetExpiry_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetExpiryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImageServerServer).SetExpiry(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ImageServer_SetExpiry_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImageServerServer).SetExpiry(ctx, req.(*SetExpiryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ImageServer_SetRetention_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRetentionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImageServerServer).SetRetention(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ImageServer_SetRetention_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImageServerServer).SetRetention(ctx, req.(*SetRetentionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ImageServer_CollectGarbage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CollectGarbageRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ImageServerServer).CollectGarbage(m, &grpc.GenericServerStream[CollectGarbageRequest, CollectGarbageResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ImageServer_CollectGarbageServer = grpc.ServerStreamingServer[CollectGarbageResponse]
+
 // ImageServer_ServiceDesc is the grpc.ServiceDesc for ImageServer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -415,6 +567,18 @@ var ImageServer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteImage",
 			Handler:    _ImageServer_DeleteImage_Handler,
+		},
+		{
+			MethodName: "Promote",
+			Handler:    _ImageServer_Promote_Handler,
+		},
+		{
+			MethodName: "SetExpiry",
+			Handler:    _ImageServer_SetExpiry_Handler,
+		},
+		{
+			MethodName: "SetRetention",
+			Handler:    _ImageServer_SetRetention_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -443,6 +607,11 @@ var ImageServer_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "AddImage",
 			Handler:       _ImageServer_AddImage_Handler,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "CollectGarbage",
+			Handler:       _ImageServer_CollectGarbage_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "proto/imageserver/v1/imageserver.proto",

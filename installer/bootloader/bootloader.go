@@ -5,6 +5,7 @@
 package bootloader
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/target"
+	"github.com/firstlight/firstlight/storage/mount"
 	"github.com/firstlight/firstlight/storage/tool"
 )
 
@@ -80,7 +82,48 @@ func Install(ctx context.Context, run tool.Runner, t Target, warn func(string)) 
 	if err := g.prepare(); err != nil {
 		return err
 	}
-	for _, loader := range t.Choice.Loaders {
+	restore, err := g.hideUdevadm()
+	if err != nil {
+		return err
+	}
+	err = g.make(ctx)
+	if e := restore(); e != nil {
+		return errors.Join(err, &Error{CodeConfigure, e})
+	}
+	if err != nil && ctx.Err() == nil {
+		err = g.make(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	unix.Sync() // GRUB writes into gaps that belong to no file-system
+	return nil
+}
+
+// hideUdevadm makes udevadm(8) fail at once in the new root until restore is
+// called. grub-probe asks it where a partition begins, some twenty times in
+// each of the dozen calls that grub-mkconfig makes, while the answer stands
+// in HDIO_GETGEO as well, which GRUB asks where udevadm fails. With a slow
+// processor or many disks that is most of the time that GRUB takes. Disks
+// that know no geometry still need udevadm: whoever fails without it is run
+// once more with it.
+func (g *grub) hideUdevadm() (restore func() error, err error) {
+	var hidden mount.Stack
+	for _, name := range []string{"usr/bin/udevadm", "bin/udevadm", "usr/sbin/udevadm", "sbin/udevadm"} {
+		if info, err := g.root.Lstat(name); err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		if err := hidden.Mount("/dev/null", filepath.Join(g.target.Root, name), "", unix.MS_BIND, ""); err != nil {
+			return nil, &Error{CodeConfigure, errors.Join(err, hidden.Close())}
+		}
+	}
+	return hidden.Close, nil
+}
+
+// make installs every loader and makes their menu.
+func (g *grub) make(ctx context.Context) error {
+	for _, loader := range g.target.Choice.Loaders {
+		var err error
 		switch loader {
 		case boot.GrubPC:
 			err = g.installBIOS(ctx)
@@ -93,11 +136,7 @@ func Install(ctx context.Context, run tool.Runner, t Target, warn func(string)) 
 			return err
 		}
 	}
-	if err := g.configure(ctx); err != nil {
-		return err
-	}
-	unix.Sync() // GRUB writes into gaps that belong to no file-system
-	return nil
+	return g.configure(ctx)
 }
 
 // grub is GRUB 2 as Debian and its relatives have it; the names of Fedora's
@@ -207,6 +246,7 @@ func (g *grub) configure(ctx context.Context) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return &Error{CodeConfigure, fmt.Errorf("reading /%s: %w", name, err)}
 		}
+		existing = bytes.TrimSuffix(existing, []byte("\n"+settings)) // of a first try
 		file.Path, file.Data = "/"+name, append(existing, "\n"+settings...)
 	}
 	if err := target.Write(g.root, file); err != nil {

@@ -63,20 +63,17 @@ func (a archive) encode(built time.Time, private map[string]uint64) ([]byte, err
 	return raw.Bytes(), nil
 }
 
-// compress packs raw as the kernel can unpack it, and pads it to the four
-// bytes at which it looks for the next archive (init/initramfs.c).
+// compress packs raw in one frame that the kernel and uinit can unpack.
 func compress(raw []byte) ([]byte, error) {
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(8<<20))
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(8<<20), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, err
 	}
-	packed := w.EncodeAll(raw, nil)
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return padded(packed), nil
+	return w.EncodeAll(raw, nil), w.Close()
 }
 
+// padded ends data where the kernel looks for the next archive: at a multiple
+// of four bytes (init/initramfs.c).
 func padded(data []byte) []byte {
 	for len(data)%4 != 0 {
 		data = append(data, 0)

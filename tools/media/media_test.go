@@ -229,15 +229,18 @@ func TestInitramfs(t *testing.T) {
 	root := unpack(t, out)
 	for name, want := range map[string]string{
 		"init": "the base", "tftpdata/config.json": "{}", "tftpdata/52-54-00-00-00-01/imagename": "debian/12\n",
-		"lib/modules/" + release + "/kernel/x/xts.ko":           "module xts",
-		"lib/modules/" + release + "/kernel/x/wanted-by-xts.ko": "module wanted-by-xts",
+		"lib/modules/" + release + "/kernel/x/xts.ko.zst":           "module xts",
+		"lib/modules/" + release + "/kernel/x/wanted-by-xts.ko.zst": "module wanted-by-xts",
 	} {
 		got, err := os.ReadFile(filepath.Join(root, name))
+		if filepath.Ext(name) == ".zst" {
+			got = whole(t, got)
+		}
 		if err != nil || string(got) != want {
 			t.Errorf("%s = %q, %v", name, got, err)
 		}
 	}
-	if exists(t, root, "lib/modules", release, "kernel/x/unwanted.ko") || exists(t, root, "etc/ssl/installer") {
+	if exists(t, root, "lib/modules", release, "kernel/x/unwanted.ko.zst") || exists(t, root, "etc/ssl/installer") {
 		t.Error("there is more in it than was asked for")
 	}
 	ca, err := os.ReadFile(filepath.Join(root, "etc/ssl/CA.pem"))

@@ -122,10 +122,10 @@ func choose(x *modules.Index, set Set) ([]modules.Step, error) {
 	return list, nil
 }
 
-// plainName is a module's file name without its compression.
-func plainName(file string) string {
+// packedName is the name in the archive of a module's file.
+func packedName(file string) string {
 	for _, suffix := range []string{".gz", ".xz", ".zst"} {
 		file = strings.TrimSuffix(file, suffix)
 	}
-	return path.Clean(file)
+	return path.Clean(file) + ".zst"
 }

@@ -5,32 +5,70 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
 
 // InsertFrom returns an Insert for the modules directory dir. params gives
 // the parameters of a module by name, "" for none (the kernel command line
-// does not reach modules by itself).
+// does not reach modules by itself). A module that is compressed with zstd
+// (RFC 8878) is unpacked first: not every kernel can do that itself.
 func InsertFrom(dir string, params func(name string) string) Insert {
 	return func(file string) error {
-		f, err := os.Open(filepath.Join(dir, file))
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		err = unix.FinitModule(int(f.Fd()), params(Name(file)), 0)
+		err := insert(filepath.Join(dir, file), params(Name(file)))
 		if errors.Is(err, unix.EEXIST) {
 			return nil
 		}
-		if err != nil {
+		return err
+	}
+}
+
+func insert(file, params string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if filepath.Ext(file) != ".zst" {
+		if err := unix.FinitModule(int(f.Fd()), params, 0); err != nil {
 			return fmt.Errorf("finit_module: %w", err)
 		}
 		return nil
 	}
+	unpacked, err := unpack(f)
+	if err != nil {
+		return err
+	}
+	if err := unix.InitModule(unpacked, params); err != nil {
+		return fmt.Errorf("init_module: %w", err)
+	}
+	return nil
+}
+
+// largestModule is more than any module has, in bytes unpacked.
+const largestModule = 64 << 20
+
+// unpack returns what a file that is compressed with zstd holds.
+func unpack(f io.Reader) ([]byte, error) {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(largestModule))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	packed, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
+	unpacked, err := d.DecodeAll(packed, nil)
+	if err != nil {
+		return nil, fmt.Errorf("unpacking a module: %w", err)
+	}
+	return unpacked, nil
 }
 
 // Watch hears the kernel's announcements of devices (uevents, netlink(7),

@@ -1,6 +1,7 @@
 package modules
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
 
@@ -299,5 +301,28 @@ func TestParseUevent(t *testing.T) {
 		if got != test.want || added != test.added {
 			t.Errorf("%q: %q, %v", test.message, got, added)
 		}
+	}
+}
+
+// A module that the kernel refuses has at least been unpacked; one that is
+// damaged is never shown to the kernel.
+func TestInsertFromUnpacks(t *testing.T) {
+	dir := t.TempDir()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := w.EncodeAll(bytes.Repeat([]byte("no module "), 1000), nil)
+	got, err := unpack(bytes.NewReader(packed))
+	if err != nil || len(got) != 10000 {
+		t.Errorf("unpacked %d bytes, %v", len(got), err)
+	}
+	packed[len(packed)-1] ^= 1
+	if err := os.WriteFile(filepath.Join(dir, "a.ko.zst"), packed, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err = InsertFrom(dir, func(string) string { return "" })("a.ko.zst")
+	if err == nil || !strings.Contains(err.Error(), "unpacking") {
+		t.Errorf("a damaged module: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,6 +49,7 @@ func (i *installation) stage(ctx context.Context, phase progress.Phase, name str
 		return nil, err
 	}
 	i.opened.push("the staged objects", file.Close)
+	i.freeObjects = func() error { return file.Truncate(0) }
 	var total, done uint64
 	for _, o := range need {
 		total += o.Size
@@ -65,12 +67,36 @@ func (i *installation) stage(ctx context.Context, phase progress.Phase, name str
 		Log:  func(text string) { i.model.Log(phase, text) },
 	})
 	if err != nil {
-		return nil, err
+		return nil, i.nameFile(err)
 	}
 	for _, source := range i.model.Snapshot().Objects {
 		i.model.Logf(phase, "from %s: %d objects, %s", source.Source, source.Objects, storage.Bytes(source.Bytes))
 	}
 	return objects, nil
+}
+
+// nameFile adds to an error about an object the first file that it is the
+// content of: a person knows files, not digests.
+func (i *installation) nameFile(err error) error {
+	var about *stage.Error
+	if !errors.As(err, &about) || about.Object == (object.Digest{}) {
+		return err
+	}
+	images := []*image.Manifest{i.image.Manifest}
+	if i.image.Tools != nil {
+		images = append(images, i.image.Tools.Manifest)
+	}
+	for _, m := range images {
+		if m == nil {
+			continue
+		}
+		for _, e := range m.Entries {
+			if e.Type == image.File && e.Size > 0 && e.Digest == about.Object {
+				return fmt.Errorf("the content of /%s: %w", e.Path, err)
+			}
+		}
+	}
+	return err
 }
 
 // unionOfObjects is a, and what b has besides.

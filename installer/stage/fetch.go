@@ -91,7 +91,7 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 		}
 		for d, damage := range r.damaged {
 			if failures[d]++; failures[d] >= attempts {
-				return &Error{CodeDamaged, fmt.Errorf("the image server sent it wrong %d times: %w", failures[d], damage)}
+				return &Error{CodeDamaged, fmt.Errorf("the image server sent it wrong %d times: %w", failures[d], damage), d}
 			}
 			s.log("%v; asking for it again", damage)
 		}
@@ -142,7 +142,7 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 				broken++
 			}
 			if broken == breaks {
-				return &Error{CodeAway, fmt.Errorf("the connection to the image server broke %d times before a whole object had come: %w", broken, err)}
+				return &Error{code: CodeAway, err: fmt.Errorf("the connection to the image server broke %d times before a whole object had come: %w", broken, err)}
 			}
 			if err := s.waitForServer(ctx, pause, err); err != nil {
 				return err
@@ -156,13 +156,16 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 // missing is the error of an object that the server did not send.
 func missing(d object.Digest, err error) error {
 	if err == nil {
-		return &Error{CodeMissing, fmt.Errorf("the image server did not send object %s: %w", d, object.ErrNotFound)}
+		return &Error{CodeMissing, fmt.Errorf("the image server did not send object %s: %w", d, object.ErrNotFound), d}
 	}
 	code := CodeMissing
 	if errors.Is(err, object.ErrDamaged) || codeOf(err) == client.CodeDamaged || codeOf(err) == client.CodeWrongAnswer {
 		code = CodeDamaged
 	}
-	return &Error{code, fmt.Errorf("object %s: %w", d, err)}
+	if !strings.Contains(err.Error(), d.Hex()) {
+		err = fmt.Errorf("object %s: %w", d, err)
+	}
+	return &Error{code, err, d}
 }
 
 // waitForServer pauses, if the server has not been away for too long.
@@ -180,7 +183,7 @@ func (s *stage) waitForServer(ctx context.Context, pause time.Duration, cause er
 	}
 	s.mu.Unlock()
 	if away >= s.options.Patience {
-		return &Error{CodeAway, fmt.Errorf("the image server has sent nothing for %s: %w", away.Round(time.Second), cause)}
+		return &Error{code: CodeAway, err: fmt.Errorf("the image server has sent nothing for %s: %w", away.Round(time.Second), cause)}
 	}
 	timer := time.NewTimer(min(pause, s.options.Patience-away))
 	defer timer.Stop()

@@ -96,6 +96,9 @@ const (
 type Error struct {
 	code string
 	err  error
+	// Object is the one that was damaged or missing; zero where it is not
+	// about one.
+	Object object.Digest
 }
 
 // Error says which object, and what was wrong with it.
@@ -123,7 +126,7 @@ func Run(ctx context.Context, server Fetcher, file pack.File, need []image.Objec
 	}
 	writer, err := pack.NewWriter(file, pack.Options{Limit: o.Limit})
 	if err != nil {
-		return nil, &Error{CodeStore, fmt.Errorf("beginning the pack of objects: %w", err)}
+		return nil, &Error{code: CodeStore, err: fmt.Errorf("beginning the pack of objects: %w", err)}
 	}
 	s := &stage{writer: writer, options: o, need: need, missing: map[object.Digest]uint64{}, bySize: map[uint64]int{}}
 	for _, n := range need {
@@ -200,8 +203,8 @@ func (s *stage) log(format string, args ...any) {
 func (s *stage) refused(err error) error {
 	switch {
 	case errors.Is(err, pack.ErrFull), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ENOMEM):
-		return &Error{CodeMemory, fmt.Errorf("the objects take more memory than the %d MiB that are set aside: %w", s.options.Limit>>20, err)}
+		return &Error{code: CodeMemory, err: fmt.Errorf("the objects take more memory than the %d MiB that are set aside: %w", s.options.Limit>>20, err)}
 	default:
-		return &Error{CodeStore, err}
+		return &Error{code: CodeStore, err: err}
 	}
 }

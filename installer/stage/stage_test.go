@@ -338,8 +338,9 @@ func TestRunGivesUp(t *testing.T) {
 					t.Errorf("error %v", err)
 				}
 				if c.code == stage.CodeMissing || c.code == stage.CodeDamaged {
-					if !strings.Contains(err.Error(), need[i].Digest.String()) {
-						t.Errorf("the error does not name the object: %v", err)
+					var about *stage.Error
+					if !errors.As(err, &about) || about.Object != need[i].Digest || strings.Count(err.Error(), need[i].Digest.String()) != 1 {
+						t.Errorf("the error does not name the object, once: %v", err)
 					}
 				}
 				if took := time.Since(begun); took > 20*time.Second {

@@ -66,7 +66,7 @@ func modprobe(name string) error {
 // run is the program. args go to the installer.
 func run(ctx context.Context, args []string) {
 	keepRunning(ctx)
-	failures := []error{mountAll(earlyMounts())}
+	failures := []error{mountAll(earlyMounts()), leaveMemory(hugePages)}
 
 	consoles := openConsoles(ctx)
 	show := func(text string) {
@@ -110,6 +110,25 @@ func run(ctx context.Context, args []string) {
 		shellOpen: func() bool { return shells.Load() > 0 },
 	}
 	supervise.run(ctx)
+}
+
+// hugePages is the switch of transparent huge pages
+// (Documentation/admin-guide/mm/transhuge.rst).
+const hugePages = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+// leaveMemory switches huge pages off: for them the kernel keeps some 60 MB
+// free (vm.min_free_kbytes) that a small machine's installation needs, and
+// nothing here gains by them. A kernel without the switch has none.
+func leaveMemory(setting string) error {
+	f, err := os.OpenFile(setting, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("never")
+	return errors.Join(err, f.Close())
 }
 
 // keepRunning takes the signals that a terminal sends, and throws them away.

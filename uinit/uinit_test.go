@@ -250,3 +250,19 @@ func TestEnvironment(t *testing.T) {
 		t.Errorf("%v", environment())
 	}
 }
+
+func TestLeaveMemory(t *testing.T) {
+	setting := filepath.Join(t.TempDir(), "enabled")
+	if err := leaveMemory(setting); err != nil {
+		t.Errorf("a kernel without huge pages: %v", err)
+	}
+	if err := os.WriteFile(setting, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := leaveMemory(setting); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(setting); err != nil || string(got) != "never" {
+		t.Errorf("%q, %v", got, err)
+	}
+}

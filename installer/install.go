@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 
@@ -48,6 +49,7 @@ type installation struct {
 	image     plan.Image
 	plan      plan.Plan
 	objects   object.Getter // every object of the image, staged
+	freePack  func() error  // gives their memory back; nil: there are none
 	toolsRoot string        // where programs are run from: "" or -tmpRoot
 	disks     *apply.Applied
 	root      *os.Root // the new root
@@ -99,6 +101,9 @@ func (i *installation) run(ctx context.Context) error {
 	if err := i.buildAndUnpack(ctx); err != nil {
 		return err
 	}
+	if err := i.freeStage(); err != nil {
+		return err
+	}
 	return i.steps(ctx, after)
 }
 
@@ -124,6 +129,17 @@ func (i *installation) buildAndUnpack(ctx context.Context) error {
 		return i.step(unpacking, step{progress.Unpack, func(ctx context.Context) error { return i.unpackImage(ctx, ready) }})
 	})
 	return both.Wait()
+}
+
+// freeStage gives back the memory of the staged objects, which are on the
+// disk now: programs of the new system and its kernel want some.
+func (i *installation) freeStage() error {
+	if i.freePack == nil {
+		return nil
+	}
+	i.objects = nil
+	debug.FreeOSMemory()
+	return i.freePack()
 }
 
 func (i *installation) steps(ctx context.Context, steps []step) error {

@@ -49,7 +49,7 @@ func (i *installation) stage(ctx context.Context, phase progress.Phase, name str
 		return nil, err
 	}
 	i.opened.push("the staged objects", file.Close)
-	i.freeObjects = func() error { return file.Truncate(0) }
+	i.freePack = func() error { return file.Truncate(0) }
 	var total, done uint64
 	for _, o := range need {
 		total += o.Size

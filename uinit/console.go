@@ -58,7 +58,7 @@ func isTTY(name string) bool {
 }
 
 // shellProgram is what the kernel command line names by installer.shellCommand=,
-// the last one counting, else the u-root shell. It is the installer's own flag:
+// the last one counting, else /bin/sh. It is the installer's own flag:
 // a shell on the console and one through the network are the same.
 func shellProgram(proc fs.FS) string {
 	line, err := fs.ReadFile(proc, "cmdline")

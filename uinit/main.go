@@ -30,7 +30,7 @@ import (
 
 const (
 	installerProgram = "/bbin/installer"
-	defaultShell     = "/bbin/gosh"
+	defaultShell     = "/bin/sh"
 	searchPath       = "/usr/sbin:/usr/bin:/sbin:/bin:/bbin"
 	// settle is how long no device may appear before the machine counts as
 	// complete, and settleLimit how long that is awaited: USB and SCSI hosts

@@ -58,8 +58,8 @@ func TestConsoleNames(t *testing.T) {
 
 func TestShellIsThatOfTheKernelCommandLine(t *testing.T) {
 	for line, want := range map[string]string{
-		"console=ttyS0 quiet\n":                                                      "/bbin/gosh",
-		"installer.shellCommand=\n":                                                  "/bbin/gosh",
+		"console=ttyS0 quiet\n":                                                      "/bin/sh",
+		"installer.shellCommand=\n":                                                  "/bin/sh",
 		"quiet installer.shellCommand=/bin/bash console=ttyS0\n":                     "/bin/bash",
 		`installer.shellCommand="/bin/bash" "installer.shellCommand=/bin/zsh" quiet`: "/bin/zsh",
 	} {
@@ -67,7 +67,7 @@ func TestShellIsThatOfTheKernelCommandLine(t *testing.T) {
 			t.Errorf("%q: got %s, want %s", line, got, want)
 		}
 	}
-	if got := shellProgram(fstest.MapFS{}); got != "/bbin/gosh" {
+	if got := shellProgram(fstest.MapFS{}); got != "/bin/sh" {
 		t.Errorf("without /proc: got %s", got)
 	}
 }

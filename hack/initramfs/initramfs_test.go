@@ -24,12 +24,16 @@ import (
 // The closure of real programs holds what ld.so itself loads for them, and a
 // chroot with nothing else in it runs them.
 func TestProgramsRun(t *testing.T) {
-	records, err := programs(tree{"/"}, tool.Programs())
+	records, err := programs(tree{"/"}, append(tool.Programs(), shell()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh, err := shellLink(tree{"/"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	root := t.TempDir()
-	for _, r := range merge(time.Unix(0, 0), records) {
+	for _, r := range merge(time.Unix(0, 0), records, sh) {
 		name := filepath.Join(root, r.Name)
 		if r.Mode&cpio.S_IFMT == cpio.S_IFDIR {
 			if err := os.MkdirAll(name, 0o755); err != nil {
@@ -46,9 +50,22 @@ func TestProgramsRun(t *testing.T) {
 			}
 			content.Write(data)
 		}
+		if r.Mode&cpio.S_IFMT == cpio.S_IFLNK {
+			if err := os.Symlink(content.String(), name); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
 		if err := os.WriteFile(name, content.Bytes(), fs.FileMode(r.Mode&0o777)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	script := "#!/bin/sh\necho \"$2 $1\"\n"
+	if err := os.WriteFile(filepath.Join(root, "script"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("chroot", root, "/script", "first", "second").CombinedOutput(); err != nil || string(out) != "second first\n" {
+		t.Errorf("a script with arguments says %q: %v", out, err)
 	}
 	for _, command := range [][]string{{"cryptsetup", "--version"}, {"mkfs.ext4", "-V"}, {"mkfs.vfat", "--help"}, {"dmsetup", "--help"}, {"mdadm", "--version"}} {
 		file, err := tree{root}.find(command[0])

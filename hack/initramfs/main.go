@@ -69,11 +69,16 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	system, err := programs(tree{*root}, tool.Programs())
+	from := tree{*root}
+	system, err := programs(from, append(tool.Programs(), shell()))
 	if err != nil {
 		return err
 	}
-	archive := merge(built, skeleton(version(ctx)), commands, system)
+	sh, err := shellLink(from)
+	if err != nil {
+		return err
+	}
+	archive := merge(built, skeleton(version(ctx)), commands, system, sh)
 	raw, err := encode(archive)
 	if err != nil {
 		return err
@@ -195,6 +200,23 @@ func skeleton(version string) []cpio.Record {
 // timestamp is the file whose modification time is the time of the build; the
 // installer sets a clock that is behind it.
 const timestamp = "build-timestamp"
+
+// shell is /bin/sh, for people and for scripts: u-root's own knows no
+// arguments of a script, which the operator's programmes are given.
+func shell() tool.Program { return tool.Program{Name: "dash", Package: "dash"} }
+
+// shellLink makes /bin/sh the shell.
+func shellLink(t tree) ([]cpio.Record, error) {
+	file, err := t.find(shell().Name)
+	if err != nil {
+		return nil, err
+	}
+	target, err := filepath.Rel("/bin", path.Join("/", file))
+	if err != nil {
+		return nil, err
+	}
+	return []cpio.Record{cpio.Symlink("bin/sh", target)}, nil
+}
 
 // programs are those that the installer runs, with all that they need: what
 // their ELF headers name, and what storage/tool says beyond that.

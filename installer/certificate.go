@@ -26,7 +26,7 @@ import (
 func (i *installation) pageTLS() (*tls.Config, error) {
 	switch _, err := os.Stat(certFile); {
 	case err == nil:
-		config, err := auth.ServerTLS(certFile, keyFile, existing(caFile), false, i.env.now())
+		config, err := auth.ServerTLS(certFile, keyFile, existing(caFile), false, i.startTime())
 		if err != nil {
 			return nil, fmt.Errorf("the given certificate %s is not used, nor another one in its place: %w", certFile, err)
 		}
@@ -36,7 +36,7 @@ func (i *installation) pageTLS() (*tls.Config, error) {
 	case !i.opt.generateMissingCert:
 		return nil, nil
 	}
-	pair, err := ephemeralCertificate(i.env.now())
+	pair, err := ephemeralCertificate(i.startTime())
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +44,17 @@ func (i *installation) pageTLS() (*tls.Config, error) {
 	i.model.Describe(func(f *progress.Facts) { f.Fingerprint = fingerprint })
 	i.model.Logf(progress.Clock, "the certificate of port %d was made for this start: %s", i.opt.port, fingerprint)
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1", "h2"}}, nil
+}
+
+// startTime is the time as the clock phase is about to set it. The page opens
+// before that, and certificates are judged, and made, by the time at which they
+// are used.
+func (i *installation) startTime() time.Time {
+	now := i.env.now()
+	if floor, err := clockFloor(buildTimestamp); err == nil && now.Before(floor) {
+		return floor
+	}
+	return now // an error is the clock phase's to report
 }
 
 // existing is file, or empty where it is not there.

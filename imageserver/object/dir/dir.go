@@ -1,13 +1,23 @@
-// Package dir keeps objects as files in a directory.
+// Package dir keeps objects in a directory.
 //
-// Below the directory lie objects/ab/<hex> for a raw object and
-// objects/ab/<hex>.zst for a packed one, an ordinary zstd file, so that a
-// person can check any of them with zstdcat and sha256sum; "ab" are the first
-// two digits. What is being written lies in tmp/<random>/, which one process
-// holds by a lock (flock(2)); what a dead one left there is removed by the
-// next Open. Several processes may use one directory at once. The package
-// knows no names of images and deletes nothing by itself. Only the owner can read the
-// files: an image may hold secrets such as /etc/shadow.
+// Small objects lie together in packs, packs/<sequence>-<random>.pack of a few
+// MiB (package object/pack says how), because an image has tens of thousands of
+// them. Larger ones are files of their own: objects/ab/<hex> for a raw object
+// and objects/ab/<hex>.zst for a compressed one, an ordinary zstd file, so that
+// a person can check it with zstdcat and sha256sum; "ab" are the first two
+// digits. packs/format holds the version of this layout: in format 1 all
+// objects were files, and such a directory is used as it is.
+//
+// Packs are never changed. Of an object that lies in several, the pack with the
+// highest sequence counts. packs/dead lists what no longer counts in packs: what was
+// deleted or damaged; a pack of which little counts any more is written anew.
+//
+// What is being written lies in tmp/<random>/, which one process holds by a lock
+// (flock(2)); what a dead one left there is removed by the next Open. What was
+// found damaged lies in quarantine/, for a person to look at, until the object
+// is put again. Several processes may use one directory at once. The package
+// knows no names of images and deletes nothing by itself. Only the owner can
+// read the files: an image may hold secrets such as /etc/shadow.
 package dir
 
 import (
@@ -18,8 +28,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,7 +47,7 @@ const (
 	objectsName = "objects"
 	tempName    = "tmp"
 	lockName    = "lock"
-	packed      = ".zst"
+	zstdSuffix  = ".zst"
 
 	// syncAllAbove is the number of files above which one syncfs(2) is
 	// cheaper than an fsync(2) of each, although it also writes what other
@@ -53,6 +65,15 @@ type Store struct {
 	temp string   // this process's directory of unfinished files
 	lock *os.File // keeps temp from being removed by others
 	next atomic.Uint64
+
+	packs *packs
+	// renaming is held for reading while a batch's objects get their names, and
+	// for writing while a damaged object loses its own.
+	renaming sync.RWMutex
+	// maintaining is held while objects are deleted, moved aside or moved to
+	// other packs.
+	maintaining sync.Mutex
+	quarantine  quarantine
 }
 
 var _ object.Store = (*Store)(nil)
@@ -83,6 +104,9 @@ func Open(path string) (*Store, error) {
 	}
 	if err := s.openTemp(); err != nil {
 		return nil, fmt.Errorf("opening the object store: %w", err)
+	}
+	if err := s.openPacks(); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the object store: %w", err), s.Close())
 	}
 	return s, nil
 }
@@ -145,6 +169,9 @@ func removeAbandoned(path string) error {
 // Close removes what was begun and not committed. Batches must not be used
 // afterwards.
 func (s *Store) Close() error {
+	if s.packs != nil {
+		s.packs.close()
+	}
 	return errors.Join(os.RemoveAll(s.temp), s.lock.Close())
 }
 
@@ -153,7 +180,7 @@ func (s *Store) file(d object.Digest, e object.Encoding) string {
 	name := d.Hex()
 	path := filepath.Join(s.path, objectsName, name[:2], name)
 	if e == object.Zstd {
-		path += packed
+		path += zstdSuffix
 	}
 	return path
 }
@@ -200,31 +227,58 @@ func describe(f *os.File, info *object.Info) error {
 
 // Open returns the unpacked, verified bytes: see object.Getter.
 func (s *Store) Open(ctx context.Context, d object.Digest) (io.ReadCloser, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	f, info, err := s.openFile(d)
+	stored, err := s.OpenStored(ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	unpacked, err := zstd.Open(info, f)
+	unpacked, err := zstd.Open(stored.Info, stored)
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, stored.Close())
 	}
-	return &opened{unpacked, f}, nil
+	return &opened{unpacked, stored}, nil
 }
 
 type opened struct {
 	io.ReadCloser
-	file *os.File
+	stored io.Closer
 }
 
-func (o *opened) Close() error { return errors.Join(o.ReadCloser.Close(), o.file.Close()) }
+func (o *opened) Close() error { return errors.Join(o.ReadCloser.Close(), o.stored.Close()) }
 
 // OpenStored returns the encoded bytes, unverified: see object.Store.
 func (s *Store) OpenStored(ctx context.Context, d object.Digest) (*object.Stored, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	stored, err := s.openStored(d)
+	if errors.Is(err, object.ErrNotFound) {
+		if changed, refreshErr := s.packs.refresh(); refreshErr != nil || !changed {
+			return nil, errors.Join(err, refreshErr)
+		}
+		stored, err = s.openStored(d)
+	}
+	return stored, err
+}
+
+func (s *Store) openStored(d object.Digest) (*object.Stored, error) {
+	// A pack may be written anew between the look and the opening.
+	for range 3 {
+		at, found := s.packs.get(d)
+		if !found {
+			break
+		}
+		f, err := s.packs.acquire(at.pack)
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, err := s.packs.reload(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("object %s: %w", d, err)
+		}
+		section := io.NewSectionReader(f, int64(at.offset), int64(at.stored))
+		return &object.Stored{Info: at.info(d), ReadCloser: &packed{section, s.packs, at.pack}}, nil
 	}
 	f, info, err := s.openFile(d)
 	if err != nil {
@@ -233,33 +287,84 @@ func (s *Store) OpenStored(ctx context.Context, d object.Digest) (*object.Stored
 	return &object.Stored{Info: info, ReadCloser: f}, nil
 }
 
+// packed are the bytes of an object in a pack.
+type packed struct {
+	*io.SectionReader
+	packs *packs
+	pack  *packFile // nil once closed
+}
+
+func (p *packed) Close() error {
+	if p.pack == nil {
+		return nil
+	}
+	err := p.packs.release(p.pack)
+	p.pack = nil
+	return err
+}
+
 // Stat reads the sizes of the wanted objects: see object.Store. An object
 // whose file does not even begin like one is left out, as if it were missing,
 // so that it is added again.
 func (s *Store) Stat(ctx context.Context, digests []object.Digest) ([]object.Info, error) {
-	infos := make([]object.Info, 0, len(digests))
+	infos, missing, err := s.stat(ctx, digests)
+	if err != nil || !missing {
+		return infos, err
+	}
+	if changed, err := s.packs.refresh(); err != nil || !changed {
+		return infos, err
+	}
+	infos, _, err = s.stat(ctx, digests)
+	return infos, err
+}
+
+func (s *Store) stat(ctx context.Context, digests []object.Digest) (infos []object.Info, missing bool, err error) {
+	infos = make([]object.Info, 0, len(digests))
 	for _, d := range digests {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, false, err
+		}
+		if at, found := s.packs.get(d); found {
+			infos = append(infos, at.info(d))
+			continue
 		}
 		f, info, err := s.openFile(d)
 		if errors.Is(err, object.ErrNotFound) || errors.Is(err, object.ErrDamaged) {
+			missing = true
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if err := f.Close(); err != nil {
-			return nil, fmt.Errorf("object %s: %w", d, err)
+			return nil, false, fmt.Errorf("object %s: %w", d, err)
 		}
 		infos = append(infos, info)
 	}
-	return infos, nil
+	return infos, missing, nil
 }
 
-// List calls f for each object, by the first digits of its digest: see
+// List calls f for each object, pack by pack and then file by file: see
 // object.Store. Objects that are listed may be damaged.
 func (s *Store) List(ctx context.Context, f func(object.Info) error) error {
+	for _, pack := range s.packs.all() {
+		locations, err := s.packs.live(pack)
+		if err != nil {
+			return fmt.Errorf("listing objects: %w", err)
+		}
+		for _, l := range locations {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := f(l.Info); err != nil {
+				return err
+			}
+		}
+	}
+	return s.listFiles(ctx, f)
+}
+
+func (s *Store) listFiles(ctx context.Context, f func(object.Info) error) error {
 	for i := range 256 {
 		names, err := os.ReadDir(filepath.Join(s.path, objectsName, hex.EncodeToString([]byte{byte(i)})))
 		if err != nil {
@@ -269,10 +374,13 @@ func (s *Store) List(ctx context.Context, f func(object.Info) error) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			digits, isPacked := strings.CutSuffix(name.Name(), packed)
+			digits, isZstd := strings.CutSuffix(name.Name(), zstdSuffix)
 			d, err := object.ParseDigest("sha256:" + digits)
 			if err != nil {
 				continue // not ours
+			}
+			if _, found := s.packs.get(d); found {
+				continue // the pack counts
 			}
 			file, info, err := s.openFile(d)
 			if errors.Is(err, object.ErrNotFound) || errors.Is(err, object.ErrDamaged) {
@@ -284,7 +392,7 @@ func (s *Store) List(ctx context.Context, f func(object.Info) error) error {
 			if err := file.Close(); err != nil {
 				return fmt.Errorf("object %s: %w", d, err)
 			}
-			if !isPacked && info.Encoding == object.Zstd {
+			if !isZstd && info.Encoding == object.Zstd {
 				continue // both encodings are there; it is listed once
 			}
 			if err := f(info); err != nil {
@@ -295,25 +403,42 @@ func (s *Store) List(ctx context.Context, f func(object.Info) error) error {
 	return nil
 }
 
-// Delete removes the object: see object.Store. It is durable on return.
+// Delete removes the object: see object.Store. It is durable on return. Many
+// are better given to DeleteMany.
 func (s *Store) Delete(ctx context.Context, d object.Digest) error {
+	return s.DeleteMany(ctx, []object.Digest{d})
+}
+
+// DeleteMany removes objects, durably on return, at the price of a few syncs for
+// all of them. Missing ones are no error. When it fails, some may be gone.
+func (s *Store) DeleteMany(ctx context.Context, digests []object.Digest) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	removed := false
-	for _, e := range []object.Encoding{object.Raw, object.Zstd} {
-		err := os.Remove(s.file(d, e))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("deleting object %s: %w", d, err)
+	s.maintaining.Lock()
+	defer s.maintaining.Unlock()
+	directories := make(map[string]bool)
+	for _, d := range digests {
+		for _, e := range []object.Encoding{object.Raw, object.Zstd} {
+			name := s.file(d, e)
+			err := os.Remove(name)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("deleting object %s: %w", d, err)
+			}
+			if err == nil {
+				directories[filepath.Dir(name)] = true
+			}
 		}
-		removed = removed || err == nil
 	}
-	if !removed {
-		return nil
+	if err := s.packs.kill(digests); err != nil {
+		return fmt.Errorf("deleting objects: %w", err)
 	}
-	if err := syncFile(filepath.Dir(s.file(d, object.Raw))); err != nil {
-		return fmt.Errorf("deleting object %s: %w", d, err)
+	if err := s.syncAll(slices.Collect(maps.Keys(directories))); err != nil {
+		return fmt.Errorf("deleting objects: %w", err)
 	}
+	// The objects are gone. Room that cannot be had back now, because the disk
+	// is full or failing, is had back at the next deletion.
+	_ = s.reclaim(ctx)
 	return nil
 }
 
@@ -326,168 +451,6 @@ func (s *Store) Put(ctx context.Context, info object.Info, r io.Reader) error {
 		return err
 	}
 	return b.Commit(ctx)
-}
-
-// Batch adds many objects, of which none is visible before Commit and all are
-// durable after it, at the price of a few syncs for all of them. It is safe
-// for concurrent use, except that Commit and Abort come after all Puts.
-type Batch struct {
-	store   *Store
-	mutex   sync.Mutex
-	pending map[object.Digest]pendingFile
-}
-
-type pendingFile struct {
-	path     string
-	encoding object.Encoding
-}
-
-// Begin begins a Batch. Abort must be called if Commit is not.
-func (s *Store) Begin() *Batch {
-	return &Batch{store: s, pending: make(map[object.Digest]pendingFile)}
-}
-
-// Put verifies an object and writes it, as Store.Put does, but leaves making
-// it visible and durable to Commit.
-func (b *Batch) Put(ctx context.Context, info object.Info, r io.Reader) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := info.Validate(); err != nil {
-		return err
-	}
-	path := filepath.Join(b.store.temp, fmt.Sprintf("%d-%s", b.store.next.Add(1), info.Digest.Hex()))
-	if err := writeVerified(ctx, path, info, r); err != nil {
-		return errors.Join(err, remove(path))
-	}
-	b.mutex.Lock()
-	before, twice := b.pending[info.Digest]
-	b.pending[info.Digest] = pendingFile{path, info.Encoding}
-	b.mutex.Unlock()
-	if twice {
-		return remove(before.path)
-	}
-	return nil
-}
-
-// remove removes a file that may not be there.
-func remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// writeVerified writes what r gives to a new file and checks it on the way.
-func writeVerified(ctx context.Context, path string, info object.Info, r io.Reader) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("adding object %s: %w", info.Digest, err)
-	}
-	v := zstd.NewVerifier(info)
-	err = copyVerified(ctx, f, v, info, r)
-	// Close alone says whether the object is whole, and ends the verifier.
-	if verdict := v.Close(); err == nil || errors.Is(err, object.ErrDamaged) {
-		err = verdict
-	}
-	if errors.Is(err, object.ErrDamaged) {
-		err = fmt.Errorf("%w: %w", object.ErrRefused, err)
-	}
-	if closeErr := f.Close(); err == nil && closeErr != nil {
-		err = fmt.Errorf("adding object %s: %w", info.Digest, closeErr)
-	}
-	return err
-}
-
-func copyVerified(ctx context.Context, f *os.File, v *zstd.Verifier, info object.Info, r io.Reader) error {
-	// A small object comes in one read and is verified in one go.
-	buffer := make([]byte, min(info.StoredSize, zstd.Whole-1)+1)
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := io.ReadFull(r, buffer)
-		if n > 0 {
-			if _, err := v.Write(buffer[:n]); err != nil {
-				return err
-			}
-			if _, err := f.Write(buffer[:n]); err != nil {
-				return fmt.Errorf("adding object %s: %w", info.Digest, err)
-			}
-		}
-		switch {
-		case err == io.EOF, err == io.ErrUnexpectedEOF:
-			return nil
-		case err != nil:
-			return fmt.Errorf("receiving object %s: %w", info.Digest, err)
-		}
-	}
-}
-
-// Len returns how many objects wait for Commit.
-func (b *Batch) Len() int {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return len(b.pending)
-}
-
-// Abort gives up what was not committed. After Commit it does nothing.
-func (b *Batch) Abort() error {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	var all error
-	for _, p := range b.pending {
-		all = errors.Join(all, remove(p.path))
-	}
-	clear(b.pending)
-	return all
-}
-
-// Commit makes the objects visible and durable: first their bytes are synced,
-// then they get their names, then the names are synced. If it fails, some of
-// them may already be there, each of them whole; the rest is given up. The
-// Batch is then empty and may be used again.
-func (b *Batch) Commit(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return errors.Join(err, b.Abort())
-	}
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	if len(b.pending) == 0 {
-		return nil
-	}
-	paths := make([]string, 0, len(b.pending))
-	for _, p := range b.pending {
-		paths = append(paths, p.path)
-	}
-	err := b.store.syncAll(paths)
-	directories := make(map[string]bool)
-	for d, p := range b.pending {
-		if err != nil {
-			err = errors.Join(err, remove(p.path))
-			continue
-		}
-		name := b.store.file(d, p.encoding)
-		directories[filepath.Dir(name)] = true
-		if err = os.Rename(p.path, name); err != nil {
-			err = errors.Join(err, remove(p.path))
-			continue
-		}
-		// What was there in the other encoding is now one too many.
-		err = remove(b.store.file(d, object.Zstd-p.encoding))
-	}
-	clear(b.pending)
-	if err == nil {
-		paths = paths[:0]
-		for d := range directories {
-			paths = append(paths, d)
-		}
-		err = b.store.syncAll(paths)
-	}
-	if err != nil {
-		return fmt.Errorf("committing objects: %w", err)
-	}
-	return nil
 }
 
 // syncAll makes files or directories of the store durable.

@@ -88,7 +88,7 @@ func file(t testing.TB, path string, d object.Digest) string {
 func TestFilesAreOrdinary(t *testing.T) {
 	path := t.TempDir()
 	s := open(t, path)
-	for _, content := range [][]byte{objecttest.Text(1, 3<<20), objecttest.Noise(1, 4000)} {
+	for _, content := range [][]byte{objecttest.Text(1, 8<<20), objecttest.Noise(1, 400_000)} {
 		info := put(t, s, content)
 		out, err := exec.Command("sh", "-c", "case $1 in *.zst) zstdcat $1;; *) cat $1;; esac | sha256sum", "-", file(t, path, info.Digest)).Output()
 		if err != nil || !strings.HasPrefix(string(out), info.Digest.Hex()+" ") {
@@ -104,7 +104,7 @@ func TestDamageIsFoundAndRepaired(t *testing.T) {
 	path := t.TempDir()
 	s := open(t, path)
 	for _, content := range [][]byte{
-		objecttest.Text(1, 400), objecttest.Noise(1, 400), objecttest.Text(2, 2*zstd.Whole), objecttest.Noise(2, 2*zstd.Whole),
+		objecttest.Noise(1, 400_000), objecttest.Text(2, 8*zstd.Whole), objecttest.Noise(2, 2*zstd.Whole),
 	} {
 		info := put(t, s, content)
 		name := file(t, path, info.Digest)
@@ -154,25 +154,33 @@ func TestDamageIsFoundAndRepaired(t *testing.T) {
 	}
 }
 
-// An object in the other encoding replaces the one that is there.
+// An object in the other encoding replaces the one that is there, whether they
+// lie in files or in packs.
 func TestOtherEncodingReplaces(t *testing.T) {
 	ctx := context.Background()
-	path := t.TempDir()
-	s := open(t, path)
-	content := objecttest.Text(1, 5000)
-	raw := object.Info{Digest: object.Of(content), Size: 5000, StoredSize: 5000}
-	packed := put(t, s, content)
-	if err := s.Put(ctx, raw, bytes.NewReader(content)); err != nil {
-		t.Fatal(err)
-	}
-	if infos, err := s.Stat(ctx, []object.Digest{raw.Digest}); err != nil || len(infos) != 1 || infos[0] != raw {
-		t.Errorf("%+v, %v", infos, err)
-	}
-	if name := file(t, path, raw.Digest); strings.HasSuffix(name, ".zst") {
-		t.Errorf("found %s", name)
-	}
-	if put(t, s, content) != packed || !strings.HasSuffix(file(t, path, raw.Digest), ".zst") {
-		t.Error("not replaced")
+	for _, size := range []int{5000, 400_000, 8 << 20} {
+		path := t.TempDir()
+		s := open(t, path)
+		content := objecttest.Text(1, size)
+		raw := object.Info{Digest: object.Of(content), Size: uint64(size), StoredSize: uint64(size)}
+		packed, encoded := objecttest.Encode(content)
+		for range 2 {
+			for _, info := range []object.Info{packed, raw} {
+				bytesOf := map[object.Encoding][]byte{object.Raw: content, object.Zstd: encoded}
+				if err := s.Put(ctx, info, bytes.NewReader(bytesOf[info.Encoding])); err != nil {
+					t.Fatal(err)
+				}
+				for _, s := range []*dir.Store{s, open(t, path)} {
+					if infos, err := s.Stat(ctx, []object.Digest{raw.Digest}); err != nil || len(infos) != 1 || infos[0] != info {
+						t.Errorf("%d bytes: %+v, %v", size, infos, err)
+					}
+					listed := 0
+					if err := s.List(ctx, func(object.Info) error { listed++; return nil }); err != nil || listed != 1 {
+						t.Errorf("%d bytes: listed %d times, %v", size, listed, err)
+					}
+				}
+			}
+		}
 	}
 }
 
@@ -221,12 +229,21 @@ func TestBatchIsInvisibleBeforeCommit(t *testing.T) {
 	}
 }
 
-const putterPath = "DIR_TEST_PUTTER"
+const (
+	putterPath = "DIR_TEST_PUTTER"
+	workerPath = "DIR_TEST_WORKER"
+)
 
 // TestMain lets the test be its own second process, which is killed.
 func TestMain(m *testing.M) {
 	if path := os.Getenv(putterPath); path != "" {
 		if err := putForever(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(1)
+	}
+	if path := os.Getenv(workerPath); path != "" {
+		if err := workForever(path); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 		os.Exit(1)
@@ -299,6 +316,78 @@ func TestKilled(t *testing.T) {
 			if err := r.Close(); err != nil {
 				t.Error(err)
 			}
+		}
+		if left := files(t, filepath.Join(path, "tmp")); len(left) != 1 {
+			t.Errorf("left behind: %v", left)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What was acknowledged is there after kill -9, also while objects are deleted
+// and packs are written anew, and what was deleted is not.
+func TestKilledWhileDeleting(t *testing.T) {
+	path := t.TempDir()
+	there, unknown := make(map[int]bool), make(map[int]bool)
+	for round := range 4 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), workerPath+"="+path)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		clear(unknown)
+		count := 0
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			var what string
+			var i int
+			if _, err := fmt.Sscan(lines.Text(), &what, &i); err != nil {
+				t.Fatal(err)
+			}
+			switch what {
+			case "+":
+				delete(unknown, i)
+				there[i] = true
+			case "?":
+				unknown[i] = true
+			case "-":
+				delete(unknown, i)
+				there[i] = false
+			}
+			if count++; count == 800 {
+				time.Sleep(time.Duration(round) * 9 * time.Millisecond)
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := cmd.Wait(); err == nil || count < 800 {
+			t.Fatalf("%d lines, %v", count, err)
+		}
+		s, err := dir.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range there {
+			infos, err := s.Stat(t.Context(), []object.Digest{worked(i).Digest})
+			if err != nil || !unknown[i] && want != (len(infos) == 1) {
+				t.Errorf("object %d: there %t, want %t, %v", i, len(infos) == 1, want, err)
+			}
+		}
+		// Whatever is there is whole.
+		var all []object.Digest
+		if err := s.List(t.Context(), func(info object.Info) error { all = append(all, info.Digest); return nil }); err != nil {
+			t.Error(err)
+		}
+		readAll(t, s, all)
+		if objects, packs := s.Quarantined(); len(objects)+len(packs) > 0 {
+			t.Errorf("damaged: %v, %v", objects, packs)
 		}
 		if left := files(t, filepath.Join(path, "tmp")); len(left) != 1 {
 			t.Errorf("left behind: %v", left)

@@ -248,6 +248,14 @@ func (w *Writer) AppendUnpacked(digest object.Digest, unpacked []byte) (object.I
 	return info, w.write(info, encoded)
 }
 
+// AppendVerified is Append of bytes that the caller has verified.
+func (w *Writer) AppendVerified(info object.Info, encoded []byte) error {
+	if w.Has(info.Digest) {
+		return nil
+	}
+	return w.write(info, encoded)
+}
+
 func (w *Writer) write(info object.Info, encoded []byte) error {
 	offset, err := w.allot(info.Digest, info.StoredSize)
 	if err != nil {
@@ -484,6 +492,26 @@ var _ object.Getter = (*Reader)(nil)
 // OpenReader opens a finished pack of size bytes. A file that is not whole is
 // an error that wraps ErrMalformed, one of a newer format ErrFormat.
 func OpenReader(file io.ReaderAt, size int64) (*Reader, error) {
+	locations, err := ReadIndex(file, size)
+	if err != nil {
+		return nil, err
+	}
+	c := &contents{at: make(map[object.Digest]location, len(locations))}
+	for _, l := range locations {
+		c.at[l.Info.Digest] = location{l.Info, l.Offset}
+	}
+	return &Reader{file: file, contents: c}, nil
+}
+
+// Location says where in a pack an object lies.
+type Location struct {
+	Info   object.Info
+	Offset uint64 // of its first encoded byte, in the file
+}
+
+// ReadIndex reads the index of a finished pack of size bytes, sorted by digest,
+// and nothing of the objects. Its errors are those of OpenReader.
+func ReadIndex(file io.ReaderAt, size int64) ([]Location, error) {
 	if size < headerSize+trailerSize {
 		return nil, fmt.Errorf("pack of %d bytes: %w", size, ErrMalformed)
 	}
@@ -518,26 +546,26 @@ func OpenReader(file io.ReaderAt, size int64) (*Reader, error) {
 	if sum := object.Of(index); !bytes.Equal(sum[:], trailer[16:48]) {
 		return nil, fmt.Errorf("the pack's index is damaged: %w", ErrMalformed)
 	}
-	c := &contents{at: make(map[object.Digest]location, count)}
+	locations := make([]Location, 0, count)
 	for record := range slices.Chunk(index[:count*recordSize], recordSize) {
-		l := location{
-			info: object.Info{
+		l := Location{
+			Info: object.Info{
 				Digest:     object.Digest(record[:32]),
 				Encoding:   object.Encoding(record[32]),
 				Size:       binary.LittleEndian.Uint64(record[40:]),
 				StoredSize: binary.LittleEndian.Uint64(record[48:]),
 			},
-			offset: binary.LittleEndian.Uint64(record[56:]),
+			Offset: binary.LittleEndian.Uint64(record[56:]),
 		}
-		if err := l.info.Validate(); err != nil {
+		if err := l.Info.Validate(); err != nil {
 			return nil, fmt.Errorf("the pack's index: %w: %w", err, ErrMalformed)
 		}
-		if l.offset < headerSize || l.offset > indexAt || l.info.StoredSize > indexAt-l.offset {
-			return nil, fmt.Errorf("object %s lies outside the pack: %w", l.info.Digest, ErrMalformed)
+		if l.Offset < headerSize || l.Offset > indexAt || l.Info.StoredSize > indexAt-l.Offset {
+			return nil, fmt.Errorf("object %s lies outside the pack: %w", l.Info.Digest, ErrMalformed)
 		}
-		c.at[l.info.Digest] = l
+		locations = append(locations, l)
 	}
-	return &Reader{file: file, contents: c}, nil
+	return locations, nil
 }
 
 // Len returns the number of objects.

@@ -60,7 +60,7 @@ func (s *stage) fetch(ctx context.Context, server Fetcher) error {
 	})
 	for range s.options.Streams {
 		group.Go(func() error {
-			failures := map[object.Digest]int{}
+			failures := failures{}
 			for b := range queue {
 				if err := s.fetchAll(ctx, server, b, failures); err != nil {
 					return err
@@ -72,9 +72,42 @@ func (s *stage) fetch(ctx context.Context, server Fetcher) error {
 	return group.Wait()
 }
 
-// fetchAll gets all of digests, in as many calls as it takes. failures
-// counts, for each object, the calls in which it came wrong or not at all.
-func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.Digest, failures map[object.Digest]int) error {
+// failures are the objects that came wrong or not at all.
+type failures map[object.Digest]*failed
+
+type failed struct {
+	calls   int    // for this object alone, or in which it came wrong
+	damaged *Error // if it was ever said to be
+}
+
+// note keeps what was said of an object in a call for many.
+func (f failures) note(d object.Digest, failure *Error) *failed {
+	if f[d] == nil {
+		f[d] = &failed{}
+	}
+	if failure.code == CodeDamaged {
+		f[d].damaged = failure
+	}
+	return f[d]
+}
+
+// add returns nil as long as the object may be asked for again, then the
+// failure that tells most: a server that has found damage may have moved the
+// object aside, and say the next time that it has none.
+func (f failures) add(d object.Digest, failure *Error) error {
+	one := f.note(d, failure)
+	one.calls++
+	switch {
+	case one.calls < attempts:
+		return nil
+	case one.damaged != nil:
+		return one.damaged
+	}
+	return failure
+}
+
+// fetchAll gets all of digests, in as many calls as it takes.
+func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.Digest, failures failures) error {
 	pause, broken := firstPause, 0
 	for len(digests) > 0 {
 		if err := ctx.Err(); err != nil {
@@ -90,8 +123,8 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 			return r.refused
 		}
 		for d, damage := range r.damaged {
-			if failures[d]++; failures[d] >= attempts {
-				return &Error{CodeDamaged, fmt.Errorf("the image server sent it wrong %d times: %w", failures[d], damage), d}
+			if err := failures.add(d, &Error{CodeDamaged, fmt.Errorf("the image server sent it wrong, also when it was asked again: %w", damage), d}); err != nil {
+				return err
 			}
 			s.log("%v; asking for it again", damage)
 		}
@@ -114,6 +147,11 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 		switch judge(err) {
 		case fine, aboutObjects:
 			if len(undelivered) > 1 && err != nil {
+				for _, d := range undelivered {
+					if strings.Contains(err.Error(), d.Hex()) {
+						failures.note(d, missing(d, err))
+					}
+				}
 				// One of them it was; the others shall come.
 				half := len(undelivered) / 2
 				for _, part := range [][]object.Digest{undelivered[:half], undelivered[half:]} {
@@ -128,8 +166,8 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 				continue
 			}
 			for _, d := range undelivered {
-				if failures[d]++; failures[d] >= attempts {
-					return missing(d, err)
+				if err := failures.add(d, missing(d, err)); err != nil {
+					return err
 				}
 			}
 		case final:
@@ -154,7 +192,7 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 }
 
 // missing is the error of an object that the server did not send.
-func missing(d object.Digest, err error) error {
+func missing(d object.Digest, err error) *Error {
 	if err == nil {
 		return &Error{CodeMissing, fmt.Errorf("the image server did not send object %s: %w", d, object.ErrNotFound), d}
 	}

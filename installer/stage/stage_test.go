@@ -180,6 +180,50 @@ func TestRunTakesFromTreesFirst(t *testing.T) {
 	}
 }
 
+// A tree that hangs, or in which nothing is found, is left for the next source.
+func TestRunLeavesTreesThatTakeTooLong(t *testing.T) {
+	s, need := world()
+	size := int(need[3].Size)
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	hung := fstest.MapFS{"a": {Data: s.objects[need[0].Digest]}, "b": {Data: content(99, size)}}
+	var log []string
+	counts := map[stage.Source]count{}
+	got, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{
+		Trees: []stage.Tree{
+			{Name: "hung", Source: stage.FromOldOS, FS: hanging{hung, "b", release}},
+			{Name: "next", Source: stage.FromOldOS, FS: fstest.MapFS{"c": {Data: s.objects[need[2].Digest]}}},
+		},
+		Idle:   200 * time.Millisecond,
+		Report: counter(counts),
+		Log:    func(text string) { log = append(log, text) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, got, s, need)
+	if want := (count{2, need[0].Size + need[2].Size}); counts[stage.FromOldOS] != want {
+		t.Errorf("from the old system %v, want %v", counts[stage.FromOldOS], want)
+	}
+	if text := strings.Join(log, "\n"); !strings.Contains(text, "hung: left unfinished") || !strings.Contains(text, "does not answer") {
+		t.Errorf("the log says nothing of it:\n%s", text)
+	}
+}
+
+// hanging is a file-system with one file that nobody can read before release.
+type hanging struct {
+	fs.FS
+	name    string
+	release chan struct{}
+}
+
+func (h hanging) Open(name string) (fs.File, error) {
+	if name == h.name {
+		<-h.release
+	}
+	return h.FS.Open(name)
+}
+
 // rotten is a file-system with one file that cannot be read to its end.
 type rotten struct {
 	fs.FS
@@ -314,6 +358,19 @@ func TestRunGivesUp(t *testing.T) {
 				return true, nil
 			}
 		}, unnamed: true},
+		"damaged in its store, then moved aside": {code: stage.CodeDamaged, spoil: func(s *server, victim object.Digest) {
+			told := false
+			s.fault = func(_ int, p *object.Piece) (bool, error) {
+				switch {
+				case p.Digest != victim:
+					return true, nil
+				case told:
+					return false, fmt.Errorf("fetching objects: %w", coded{client.CodeNoObject})
+				}
+				told = true
+				return false, fmt.Errorf("object %s: %w", victim, coded{client.CodeDamaged})
+			}
+		}},
 		"always cut off in the same object": {code: stage.CodeAway, spoil: func(s *server, victim object.Digest) {
 			s.fault = func(_ int, p *object.Piece) (bool, error) {
 				if p.Digest == victim && p.Last() {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/firstlight/firstlight/installer/bootloader"
@@ -27,6 +28,7 @@ func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, r
 	if i.opt.skipStorage {
 		return skip{"-skipStorage"}
 	}
+	var committed atomic.Bool
 	applied, err := apply.Run(ctx, apply.Seams{
 		Runner:   i.storageRunner(),
 		OpenDisk: block.Open,
@@ -37,6 +39,7 @@ func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, r
 	}, i.plan.Layout, apply.Options{
 		Root: i.opt.mountPoint,
 		Commit: func() error {
+			committed.Store(true)
 			i.model.PointOfNoReturn()
 			i.model.DisksChanged()
 			return nil
@@ -48,7 +51,13 @@ func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, r
 				name = partition
 			}
 			i.model.DiskStep(name, step, progress.Running)
-			i.model.Logf(progress.Storage, "%s: %s", name, step)
+			// On the console nothing stands under storage before the line
+			// after which disks change.
+			phase := progress.Commit
+			if committed.Load() {
+				phase = progress.Storage
+			}
+			i.model.Logf(phase, "%s: %s", name, step)
 		},
 	})
 	if err != nil {

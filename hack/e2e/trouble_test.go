@@ -29,9 +29,12 @@ type trouble struct {
 	says []string
 	// config changes the configuration.
 	config func(lab.Config)
+	// options are further words for the kernel's command line.
+	options string
 	// serve starts something in place of the site's own image server and
-	// returns its port; whatever it starts ends with the test.
-	serve func(t *testing.T) (port int)
+	// returns its port; whatever it starts ends with the test. It may add to
+	// what the machine must say.
+	serve func(t *testing.T, x *trouble) (port int)
 	// disk is the size of the disk in bytes; 0 is lab.DiskBytes, less than 0
 	// is no disk at all.
 	disk int64
@@ -66,7 +69,7 @@ var troubles = []struct {
 	}},
 	{"image server unreachable", trouble{
 		code: "IMG-030", says: []string{"10.0.2.2"},
-		serve: func(t *testing.T) int {
+		serve: func(t *testing.T, _ *trouble) int {
 			port, err := lab.FreePort()
 			if err != nil {
 				t.Fatal(err)
@@ -76,7 +79,7 @@ var troubles = []struct {
 	}},
 	{"image server of another CA", trouble{
 		code: "TRU-001",
-		serve: func(t *testing.T) int {
+		serve: func(t *testing.T, _ *trouble) int {
 			other := *site
 			other.Dir = t.TempDir()
 			if err := other.MakeKeys(t.Context()); err != nil {
@@ -86,8 +89,8 @@ var troubles = []struct {
 		},
 	}},
 	{"image server dying midway", trouble{
-		code: "IMG-031",
-		serve: func(t *testing.T) int {
+		code: "IMG-082", options: "installer.imageServerPatience=20s",
+		serve: func(t *testing.T, _ *trouble) int {
 			server := serve(t, site, copyStore(t))
 			relay, err := lab.NewRelay(server.Port, 20<<20, server.Kill)
 			if err != nil {
@@ -98,14 +101,14 @@ var troubles = []struct {
 		},
 	}},
 	{"flipped bit in an object", trouble{
-		code: "IMG-080",
-		serve: func(t *testing.T) int {
+		code: "IMG-080", says: []string{"the content of /boot/"},
+		serve: func(t *testing.T, x *trouble) int {
 			store := copyStore(t)
 			damaged, err := lab.DamageLargest(store)
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("damaged %s", damaged)
+			x.says = append(x.says, "sha256:"+strings.TrimSuffix(filepath.Base(damaged), ".zst"))
 			return serve(t, site, store).Port
 		},
 	}},
@@ -158,7 +161,7 @@ func (x trouble) test(t *testing.T) {
 	defer cancel()
 	port := 0
 	if x.serve != nil {
-		port = x.serve(t)
+		port = x.serve(t, &x)
 	} else {
 		port = serve(t, site, copyStore(t)).Port
 	}
@@ -181,7 +184,7 @@ func (x trouble) test(t *testing.T) {
 	accel, _ := probe.Accel(ctx)
 	lines := keepLines(t)
 	c := qemu.Config{
-		Accel: accel, Kernel: site.Kernel(), Initrd: site.Initramfs(), CommandLine: lab.CommandLine,
+		Accel: accel, Kernel: site.Kernel(), Initrd: site.Initramfs(), CommandLine: strings.TrimSpace(lab.CommandLine + " " + x.options),
 		Net:   qemu.Net{TFTP: tftp, Forwards: map[int]int{page: 6978}, Silent: x.silent},
 		Lines: lines.add, Log: filepath.Join(dir, "console.log"), NoReboot: true,
 	}
@@ -206,6 +209,7 @@ func (x trouble) test(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("%s: %s", found[1], found[2])
 	if found[1] != x.code {
 		t.Errorf("it failed with %s, want %s: %s", found[1], x.code, found[2])
 	}

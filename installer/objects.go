@@ -36,14 +36,21 @@ func (i *installation) stageObjects(ctx context.Context) error {
 	if i.image.Tools != nil {
 		need = unionOfObjects(need, i.image.Tools.Manifest.Objects())
 	}
+	var old []stage.Tree
+	if !i.opt.skipStorage {
+		var leave func()
+		old, leave = i.oldSystem(ctx)
+		defer leave()
+	}
 	var err error
-	i.objects, err = i.stage(ctx, progress.Stage, filepath.Join(directory, "pack"), need, i.plan.StageBytes)
+	i.objects, err = i.stage(ctx, progress.Stage, filepath.Join(directory, "pack"), need, old, i.plan.StageBytes)
 	return err
 }
 
-// stage gathers the objects need in a new file and reports as phase. limit is
-// the most bytes they may take, 0 for no limit.
-func (i *installation) stage(ctx context.Context, phase progress.Phase, name string, need []image.Object, limit uint64) (object.Getter, error) {
+// stage gathers the objects need in a new file, from the booted root, from old
+// file systems, then from the server, and reports as phase. limit is the most
+// bytes they may take, 0 for no limit.
+func (i *installation) stage(ctx context.Context, phase progress.Phase, name string, need []image.Object, old []stage.Tree, limit uint64) (object.Getter, error) {
 	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
@@ -56,7 +63,7 @@ func (i *installation) stage(ctx context.Context, phase progress.Phase, name str
 	}
 	i.model.Logf(phase, "gathering %d objects, %s", len(need), storage.Bytes(total))
 	objects, err := stage.Run(ctx, i.server, file, need, stage.Options{
-		Trees: []stage.Tree{stage.BootedRoot(os.DirFS("/"))},
+		Trees: append([]stage.Tree{stage.BootedRoot(os.DirFS("/"))}, old...),
 		Limit: limit, Patience: i.opt.imageServerPatience,
 		Report: func(source stage.Source, objects, bytes uint64) {
 			done += bytes
@@ -147,7 +154,7 @@ func (i *installation) unpackTo(ctx context.Context, phase progress.Phase, direc
 // unpackForChroot fetches an image, unpacks it into directory and mounts what
 // a program in it expects.
 func (i *installation) unpackForChroot(ctx context.Context, found plan.Image, directory string) error {
-	objects, err := i.stage(ctx, progress.Stage, filepath.Join(i.runDir, "pack"), found.Manifest.Objects(), 0)
+	objects, err := i.stage(ctx, progress.Stage, filepath.Join(i.runDir, "pack"), found.Manifest.Objects(), nil, 0)
 	if err != nil {
 		return err
 	}

@@ -72,6 +72,9 @@ type Options struct {
 	// Patience is how long the server may be away, in one go, before Run
 	// gives up; 0 means 10 minutes.
 	Patience time.Duration
+	// Search is how long one of Trees may be searched, Idle how long with
+	// nothing found in it; 0 means 10 minutes and 1 minute.
+	Search, Idle time.Duration
 	// Report is told of verified objects by source and unpacked bytes. It
 	// is called by one goroutine at a time.
 	Report func(source Source, objects, bytes uint64)
@@ -113,6 +116,8 @@ func (e *Error) Code() string { return e.code }
 const (
 	defaultStreams  = 2
 	defaultPatience = 10 * time.Minute
+	defaultSearch   = 10 * time.Minute
+	defaultIdle     = time.Minute
 )
 
 // Run gathers the objects need in file, which is empty, and returns them.
@@ -123,6 +128,12 @@ func Run(ctx context.Context, server Fetcher, file pack.File, need []image.Objec
 	}
 	if o.Patience <= 0 {
 		o.Patience = defaultPatience
+	}
+	if o.Search <= 0 {
+		o.Search = defaultSearch
+	}
+	if o.Idle <= 0 {
+		o.Idle = defaultIdle
 	}
 	writer, err := pack.NewWriter(file, pack.Options{Limit: o.Limit})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -33,7 +34,9 @@ func (s *stage) search(ctx context.Context, tree Tree) error {
 			first.Store(&err)
 		}
 	}
-	group, searching := errgroup.WithContext(ctx)
+	limited, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	group, searching := errgroup.WithContext(limited)
 	files := make(chan string, 64)
 	group.Go(func() error {
 		defer close(files)
@@ -43,7 +46,7 @@ func (s *stage) search(ctx context.Context, tree Tree) error {
 		group.Go(func() error {
 			buffer := make([]byte, wholeBytes)
 			for name := range files {
-				took, err := s.take(tree, name, buffer)
+				took, err := s.take(searching, tree, name, buffer)
 				switch {
 				case err == nil && took:
 					found.Add(1)
@@ -61,10 +64,16 @@ func (s *stage) search(ctx context.Context, tree Tree) error {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
+	begun := time.Now()
+	ended := make(chan error, 1)
+	go func() { ended <- group.Wait() }()
+	switch err := s.await(ctx, ended, stop, &found); {
+	case errors.Is(err, errSlow):
+		s.log("%s: %v", tree.Name, err)
+	case err != nil:
 		return err
 	}
-	s.log("%d objects from %s", found.Load(), tree.Name)
+	s.log("%d objects from %s in %s", found.Load(), tree.Name, time.Since(begun).Round(100*time.Millisecond))
 	if n := unreadable.Load(); n > 0 {
 		s.log("%s: %d files or directories could not be read, the first: %v", tree.Name, n, *first.Load())
 	}
@@ -72,6 +81,49 @@ func (s *stage) search(ctx context.Context, tree Tree) error {
 		s.log("%s: no room for %d objects, the server will be asked for them", tree.Name, n)
 	}
 	return nil
+}
+
+// errSlow is why a tree was not searched to its end.
+var errSlow = errors.New("left unfinished")
+
+// lastRead is how long a search that was stopped may take to notice. A read
+// from a broken disk can hang for minutes, and cannot be interrupted: it is
+// left behind, and what it brings is not used.
+const lastRead = 5 * time.Second
+
+// await waits for the end of a search, which stop stops when it takes too
+// long or has found nothing for too long.
+func (s *stage) await(ctx context.Context, ended <-chan error, stop context.CancelCauseFunc, found *atomic.Uint64) error {
+	tick := time.NewTicker(min(s.options.Idle, s.options.Search) / 10)
+	defer tick.Stop()
+	begun := time.Now()
+	last, seen := begun, uint64(0)
+	var slow error
+	for slow == nil {
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			slow = context.Cause(ctx)
+		case now := <-tick.C:
+			if n := found.Load(); n > seen {
+				last, seen = now, n
+			}
+			switch {
+			case now.Sub(begun) > s.options.Search:
+				slow = fmt.Errorf("%w after %s", errSlow, s.options.Search)
+			case now.Sub(last) > s.options.Idle:
+				slow = fmt.Errorf("%w: nothing was found in it for %s", errSlow, s.options.Idle)
+			}
+		}
+	}
+	stop(slow)
+	select {
+	case <-ended:
+		return slow
+	case <-time.After(lastRead):
+		return fmt.Errorf("%w; it does not answer", slow)
+	}
 }
 
 // walk sends the regular files of tree whose size is wanted.
@@ -121,7 +173,7 @@ func (s *stage) walk(ctx context.Context, tree Tree, files chan<- string, note f
 var errPack = errors.New("adding to the pack")
 
 // take hashes one file and adds it to the pack if it is wanted.
-func (s *stage) take(tree Tree, name string, buffer []byte) (took bool, err error) {
+func (s *stage) take(ctx context.Context, tree Tree, name string, buffer []byte) (took bool, err error) {
 	f, err := tree.FS.Open(name)
 	if err != nil {
 		return false, err
@@ -134,7 +186,7 @@ func (s *stage) take(tree Tree, name string, buffer []byte) (took bool, err erro
 	}
 	if short {
 		digest := object.Of(buffer[:n])
-		if !s.wanted(digest, uint64(n)) {
+		if ctx.Err() != nil || !s.wanted(digest, uint64(n)) {
 			return false, nil
 		}
 		if _, err := s.writer.AppendUnpacked(digest, buffer[:n]); err != nil {
@@ -150,7 +202,7 @@ func (s *stage) take(tree Tree, name string, buffer []byte) (took bool, err erro
 		return false, err
 	}
 	digest, size := object.Digest(hash.Sum(nil)), uint64(n)+uint64(rest)
-	if !s.wanted(digest, size) {
+	if ctx.Err() != nil || !s.wanted(digest, size) {
 		return false, nil
 	}
 	again, err := tree.FS.Open(name)

@@ -196,7 +196,7 @@ func moduleParameters(name string) string {
 // and no device asks for. Those that a medium leaves out are passed over. The
 // rest (vfat, bonding, …) the kernel asks for itself when it needs them.
 func wantedByInstaller() []string {
-	return []string{"dm-mod", "dm-crypt", "loop", "ext4", "xts", "algif_skcipher", "algif_hash"}
+	return []string{"dm-mod", "dm-crypt", "md-mod", "loop", "ext4", "xts", "algif_skcipher", "algif_hash"}
 }
 
 // accelerators make encryption and hashing fast. They may take seconds to test

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/firstlight/firstlight/hack/lab"
+	"github.com/firstlight/firstlight/installer/progress"
 )
 
 func TestParse(t *testing.T) {
@@ -35,5 +40,23 @@ func TestVerdict(t *testing.T) {
 		if got := test.row.verdict(); got != test.want {
 			t.Errorf("%+v: %q, wanted %q", test.row, got, test.want)
 		}
+	}
+}
+
+func TestMachineRows(t *testing.T) {
+	result := &lab.Result{PeakMemory: 390e6, Took: []lab.Took{{What: "power-on to installer", Time: 20 * time.Second}}}
+	result.Status.Objects = []progress.SourceStatus{{Bytes: 300e6}, {Bytes: 21e6}}
+	var got []string
+	for _, r := range machineRows(result, 150*time.Second) {
+		got = append(got, fmt.Sprintf("%s %g %s %s", r.what, r.value, r.unit, r.verdict()))
+	}
+	want := []string{
+		"image, unpacked 321 MB ",
+		"peak memory of the installer's machine 390 MB at most 393\t0.99 ×\tmet",
+		"power-on to installer 20 s ",
+		"from PXE to the second login prompt 150 s at most 300\t0.50 ×\tmet",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

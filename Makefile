@@ -34,8 +34,10 @@ initramfs: setup
 rootfs: setup
 	@hack/demo/rootfs
 
-# The main job, from PXE to a login prompt.
-demo: setup build initramfs rootfs
+# The main job, from PXE to a login prompt. What it needs is made side by side:
+# the root file-system waits for the network, and the compiler does not.
+demo: setup
+	@$(MAKE) --no-print-directory -j3 build initramfs rootfs
 	$(GO) build -o build/demo/demo ./hack/demo
 	@build/demo/demo
 
@@ -61,7 +63,7 @@ lint:
 generate: setup
 	hack/generate
 
-bench: setup build initramfs
+bench: setup build initramfs rootfs
 	$(GO) run ./hack/bench
 
 clean:

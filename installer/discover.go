@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -138,10 +139,18 @@ func (i *installation) filesFromNetwork(ctx context.Context) (fetch.Files, error
 			return nil, err
 		}
 	case i.opt.configurationBaseURL != "":
-		var err error
-		if source, err = fetch.HTTP(i.opt.configurationBaseURL, i.nic.MAC, i.serial()); err != nil {
+		web, err := fetch.HTTP(i.opt.configurationBaseURL, i.nic.MAC, i.serial())
+		if err != nil {
 			return nil, err
 		}
+		config, err := i.clientTLS()
+		if err != nil {
+			return nil, err
+		}
+		if config != nil {
+			web.Client = &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
+		}
+		source = web
 	default:
 		return i.filesFromTFTP(ctx)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -44,7 +43,6 @@ type installation struct {
 	configDir string  // where custom programmes find the files
 	config    config.Config
 	inventory inventory.Document
-	tls       *tls.Config // nil: plaintext, said loudly
 	server    *client.Client
 	image     plan.Image
 	plan      plan.Plan

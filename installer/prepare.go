@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,38 +41,44 @@ func (i *installation) getManifest(ctx context.Context) error {
 	return nil
 }
 
-// connect dials the image server once. With a CA in the boot medium nothing
-// but TLS is spoken; without one the connection can be read and changed by
-// anybody on the way, which is said loudly.
+// connect dials the image server once.
 func (i *installation) connect(ctx context.Context, phase progress.Phase) error {
 	address := i.imageServerAddress()
 	if address == "" {
 		return refuse("CFG-020", "no image server is named: add the file imageserver to the configuration or use -imageServerHostname")
 	}
-	switch _, err := os.Stat(caFile); {
-	case errors.Is(err, fs.ErrNotExist):
-		i.model.Warn(phase, "there is no "+caFile+" in the boot medium: the image server is not authenticated and nothing it sends is secret")
-	case err != nil:
+	config, err := i.clientTLS()
+	if err != nil {
 		return err
-	default:
-		cert, key := certFile, keyFile
-		if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
-			cert, key = "", "" // reading needs none, unless the server insists
-		}
-		if i.tls, err = auth.ClientTLS(caFile, cert, key, i.env.now()); err != nil {
-			return err
-		}
+	}
+	if config == nil {
+		i.model.Warn(phase, "there is no "+caFile+" in the boot medium: the image server is not authenticated and nothing it sends is secret")
 	}
 	i.model.Logf(phase, "connecting to the image server %s", address)
 	i.model.Wait(phase, "the image server "+address)
 	defer i.model.Wait(phase, "")
-	server, err := client.Dial(ctx, client.Options{Address: address, TLS: i.tls})
+	server, err := client.Dial(ctx, client.Options{Address: address, TLS: config})
 	if err != nil {
 		return err
 	}
 	i.server = server
 	i.opened.push("the connection to the image server", server.Close)
 	return nil
+}
+
+// clientTLS is how this machine speaks TLS to servers. With a CA in the boot
+// medium nothing but TLS is spoken, and certificates of that CA are the only
+// ones that count. It is nil without a CA: then a connection can be read and
+// changed by anybody on the way.
+func (i *installation) clientTLS() (*tls.Config, error) {
+	if _, err := os.Stat(caFile); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	cert, key := certFile, keyFile
+	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
+		cert, key = "", "" // reading needs none, unless the server insists
+	}
+	return auth.ClientTLS(caFile, cert, key, i.env.now())
 }
 
 func (i *installation) findImage(ctx context.Context, name string) (plan.Image, error) {

@@ -29,8 +29,8 @@ import (
 // setClock moves a clock that is behind the boot image forward to its time:
 // certificates would not be valid yet.
 func (i *installation) setClock(context.Context) error {
-	if i.opt.dryRun {
-		return skip{"dry run"}
+	if !i.env.inMemory {
+		return skip{"this system runs from a disk: its clock is left alone"}
 	}
 	floor, err := clockFloor(buildTimestamp)
 	if err != nil {
@@ -49,8 +49,8 @@ func (i *installation) setClock(context.Context) error {
 // raiseLinks turns every Ethernet link on. A machine without any may still
 // have its configuration and image on board.
 func (i *installation) raiseLinks(ctx context.Context) error {
-	if i.opt.dryRun {
-		return skip{"dry run"}
+	if !i.env.inMemory {
+		return skip{"this system runs from a disk: its links are left alone"}
 	}
 	i.model.Wait(progress.Links, "a link on any network interface")
 	nics, err := link.Up(ctx, i.env.sys, link.Options{})
@@ -202,11 +202,7 @@ func (i *installation) onBoard(ctx context.Context) (string, error) {
 // On a system that runs from a disk the network is somebody else's: it is used
 // as it is.
 func (i *installation) leaseAndConfigure(ctx context.Context) error {
-	ours, err := i.env.inMemory()
-	if err != nil {
-		return err
-	}
-	if !ours {
+	if !i.env.inMemory {
 		return i.useNetworkAsItIs()
 	}
 	lease, err := i.askForLease(ctx)
@@ -302,11 +298,7 @@ func (i *installation) keepLease(lease dhcp.Lease) {
 // useConfiguredAddress gives the machine the address that config.json has for
 // it, where no lease was asked for and no address is there yet.
 func (i *installation) useConfiguredAddress() error {
-	ours, err := i.env.inMemory()
-	if err != nil {
-		return err
-	}
-	if !ours {
+	if !i.env.inMemory {
 		return i.useNetworkAsItIs()
 	}
 	nics, err := link.List(i.env.sys)
@@ -337,7 +329,7 @@ func (i *installation) useConfiguredAddress() error {
 // stirRandomness adds the site's seed to the kernel's pool; it is not
 // credited as entropy (random(4)).
 func (i *installation) stirRandomness() (err error) {
-	if len(i.config.RandomSeed) == 0 || i.opt.dryRun {
+	if len(i.config.RandomSeed) == 0 || !i.env.inMemory {
 		return nil
 	}
 	pool, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)

@@ -35,7 +35,7 @@ type env struct {
 	reboot    func() error // returns only on failure
 	// inMemory says whether the running system's root file-system lies in
 	// memory: the only place from which disks may be erased.
-	inMemory func() (bool, error)
+	inMemory bool
 }
 
 // realEnv is the machine itself.
@@ -51,7 +51,7 @@ func realEnv(opt options) env {
 		loadNext:  kexec.Load,
 		startNext: kexec.Execute,
 		reboot:    rebootMachine,
-		inMemory:  rootIsInMemory,
+		inMemory:  rootIsInMemory(),
 	}
 }
 
@@ -62,11 +62,11 @@ func rebootMachine() error {
 }
 
 // rootIsInMemory reports whether / is a ramfs or tmpfs, as an initramfs is
-// (statfs(2)).
-func rootIsInMemory() (bool, error) {
+// (statfs(2)). Where that cannot be told it is not.
+func rootIsInMemory() bool {
 	var root unix.Statfs_t
 	if err := unix.Statfs("/", &root); err != nil {
-		return false, err
+		return false
 	}
-	return root.Type == unix.RAMFS_MAGIC || root.Type == unix.TMPFS_MAGIC, nil
+	return root.Type == unix.RAMFS_MAGIC || root.Type == unix.TMPFS_MAGIC
 }

@@ -188,11 +188,7 @@ func (i *installation) commit(context.Context) error {
 	if i.opt.skipStorage {
 		return skip{"-skipStorage: no disk is written"}
 	}
-	inMemory, err := i.env.inMemory()
-	if err != nil {
-		return fmt.Errorf("looking at the running system's root: %w", err)
-	}
-	if !inMemory {
+	if !i.env.inMemory {
 		return refuse("STO-050", "the running system's root file-system is not in memory: disks are erased from the installer's own initramfs only")
 	}
 	return nil

@@ -45,8 +45,14 @@ const (
 	// AttrCryptsetup is the path of the cryptsetup program.
 	AttrCryptsetup = "cryptsetup"
 	// AttrPackages is the digest of the sorted list of "name version
-	// architecture" lines of the package database.
+	// architecture" lines of the package database. The list itself is an
+	// object of that digest.
 	AttrPackages = "packages"
+	// AttrPackageCount is the number of lines of that list.
+	AttrPackageCount = "packages.count"
+	// AttrPackageDatabase lists what the packages were read from: dpkg, apk,
+	// pacman, rpm; "rpm (not read)" is one in a form that is not read.
+	AttrPackageDatabase = "packages.database"
 	// AttrFileSystems lists the file-systems that the image can make or
 	// check (mkfs.X or fsck.X is there).
 	AttrFileSystems = "filesystems"

@@ -18,8 +18,9 @@ const (
 	// headSize holds what arch reads of an ELF header, in bytes.
 	headSize = 20
 	// maxContent is the most bytes that are kept of a file to compute
-	// attributes from; a package database has a few million.
-	maxContent = 64 << 20
+	// attributes from; a package database has a few million, that of rpm
+	// up to a few hundred.
+	maxContent = 256 << 20
 )
 
 // wantedContent reports whether attributes are computed from a file's content.
@@ -31,7 +32,7 @@ func wantedContent(p string) bool {
 		"etc/cryptsetup-initramfs/conf-hook":
 		return true
 	}
-	return strings.HasPrefix(p, "var/lib/dpkg/status.d/") ||
+	return slices.Contains(rpmDatabases(), p) || strings.HasPrefix(p, "var/lib/dpkg/status.d/") ||
 		strings.HasPrefix(p, "var/lib/pacman/local/") && path.Base(p) == "desc"
 }
 
@@ -69,7 +70,7 @@ func (l *looker) keep(in *intake, d object.Digest) {
 
 // attributes finds out what an installation must know of the image. Nothing is
 // guessed: what is not found has no attribute.
-func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wantedArch string) (map[string]string, error) {
+func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wantedArch string) (map[string]string, []byte, error) {
 	s := &scan{m: m, contents: contents, heads: heads}
 	a := make(map[string]string)
 	set := func(key, value string) {
@@ -80,7 +81,7 @@ func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wan
 	arch, program := s.arch()
 	if wantedArch != "" {
 		if arch != "" && arch != wantedArch {
-			return nil, fmt.Errorf("wanted %s, but %s is a program for %s: %w", wantedArch, program, arch, ErrArch)
+			return nil, nil, fmt.Errorf("wanted %s, but %s is a program for %s: %w", wantedArch, program, arch, ErrArch)
 		}
 		arch = wantedArch
 	}
@@ -102,9 +103,14 @@ func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wan
 	set(image.AttrInitramfs, initramfs)
 	set(image.AttrUnlock, strings.Join(s.unlock(initramfs), ","))
 	set(image.AttrCryptsetup, s.program("cryptsetup"))
-	set(image.AttrPackages, s.packages())
+	packages, databases := s.packages()
+	if len(packages) > 0 {
+		set(image.AttrPackages, object.Of(packages).String())
+		set(image.AttrPackageCount, strconv.Itoa(bytes.Count(packages, []byte("\n"))))
+	}
+	set(image.AttrPackageDatabase, strings.Join(databases, ","))
 	set(image.AttrFileSystems, strings.Join(s.fileSystems(), ","))
-	return a, nil
+	return a, packages, nil
 }
 
 // scan asks questions of a manifest.
@@ -545,10 +551,15 @@ func (s *scan) tpm2Token() bool {
 	return false
 }
 
-// packages returns the digest of the sorted lines "name version architecture"
-// of dpkg, apk or pacman. The databases of rpm are not read.
-func (s *scan) packages() string {
+// packages returns the sorted lines "name version architecture" of dpkg, apk,
+// pacman and rpm, and which of them there are.
+func (s *scan) packages() (list []byte, databases []string) {
 	var lines []string
+	note := func(database string, before int) {
+		if len(lines) > before {
+			databases = append(databases, database)
+		}
+	}
 	add := func(fields map[string]string, name, version, arch string) {
 		if fields[name] != "" {
 			lines = append(lines, fields[name]+" "+fields[version]+" "+fields[arch]+"\n")
@@ -567,18 +578,34 @@ func (s *scan) packages() string {
 			}
 		}
 	}
+	note("dpkg", 0)
+	before := len(lines)
 	for fields := range paragraphs(s.content("lib/apk/db/installed"), ":") {
 		add(fields, "P", "V", "A")
 	}
+	note("apk", before)
+	before = len(lines)
 	_, local := s.names("var/lib/pacman/local")
 	for _, name := range local {
 		add(pacmanDesc(s.content("var/lib/pacman/local/"+name+"/desc")), "NAME", "VERSION", "ARCH")
 	}
-	if len(lines) == 0 {
-		return ""
+	note("pacman", before)
+	for _, path := range rpmDatabases() {
+		e, found := s.m.Resolve(path)
+		if !found || e.Type != image.File {
+			continue
+		}
+		packages, err := rpmPackages(s.contents[e.Digest])
+		if err != nil {
+			databases = append(databases, "rpm (not read)")
+			break
+		}
+		lines = append(lines, packages...)
+		databases = append(databases, "rpm")
+		break
 	}
 	slices.Sort(lines)
-	return object.Of([]byte(strings.Join(lines, ""))).String()
+	return []byte(strings.Join(slices.Compact(lines), "")), databases
 }
 
 // paragraphs gives the fields of each paragraph of a database of dpkg or apk.

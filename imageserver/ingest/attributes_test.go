@@ -64,7 +64,7 @@ func TestAttributes(t *testing.T) {
 			image.AttrKernel: "boot/vmlinuz-6.1.0-27-amd64", image.AttrKernelVersion: "6.1.0-27-amd64", image.AttrInitrd: "boot/initrd.img-6.1.0-27-amd64",
 			image.AttrBootloaders: "grub-pc,grub-efi,systemd-boot,shim", image.AttrNetwork: "ifupdown,networkd",
 			image.AttrInitramfs: "initramfs-tools", image.AttrUnlock: "passphrase,keyfile", image.AttrCryptsetup: "usr/sbin/cryptsetup",
-			image.AttrPackages: lines("a 1:1-1 amd64", "b 2 all"), image.AttrFileSystems: "ext4,swap,vfat",
+			image.AttrPackages: lines("a 1:1-1 amd64", "b 2 all"), image.AttrPackageCount: "2", image.AttrPackageDatabase: "dpkg", image.AttrFileSystems: "ext4,swap,vfat",
 		}},
 		"Ubuntu": {append(merged,
 			regular("etc/os-release", "ID=ubuntu\nVERSION_ID='24.04'\n"), program("usr/bin/sh", elfARM64),
@@ -99,7 +99,7 @@ func TestAttributes(t *testing.T) {
 		}, map[string]string{
 			image.AttrArch: "amd64", image.AttrOSID: "alpine", image.AttrOSVersion: "3.20.3",
 			image.AttrKernel: "boot/vmlinuz-lts", image.AttrKernelVersion: "6.6.58-0-lts", image.AttrInitrd: "boot/initramfs-lts",
-			image.AttrNetwork: "ifupdown", image.AttrInitramfs: "mkinitfs", image.AttrPackages: lines("busybox 1.36-r2 x86_64", "musl 1.2.5-r0 x86_64"),
+			image.AttrNetwork: "ifupdown", image.AttrInitramfs: "mkinitfs", image.AttrPackages: lines("busybox 1.36-r2 x86_64", "musl 1.2.5-r0 x86_64"), image.AttrPackageCount: "2", image.AttrPackageDatabase: "apk",
 		}},
 		"Arch": {append(merged,
 			regular("boot/vmlinuz-linux", "k"), regular("boot/initramfs-linux.img", "i"), directory("usr/lib/modules/6.11.5-arch1-1"),
@@ -107,7 +107,7 @@ func TestAttributes(t *testing.T) {
 			regular("var/lib/pacman/local/bash-5.2-1/desc", "%NAME%\nbash\n\n%VERSION%\n5.2-1\n\n%ARCH%\nx86_64\n\n"),
 		), map[string]string{
 			image.AttrKernel: "boot/vmlinuz-linux", image.AttrKernelVersion: "6.11.5-arch1-1", image.AttrInitrd: "boot/initramfs-linux.img",
-			image.AttrInitramfs: "mkinitcpio", image.AttrUnlock: "passphrase,keyfile", image.AttrPackages: lines("bash 5.2-1 x86_64"),
+			image.AttrInitramfs: "mkinitcpio", image.AttrUnlock: "passphrase,keyfile", image.AttrPackages: lines("bash 5.2-1 x86_64"), image.AttrPackageCount: "1", image.AttrPackageDatabase: "pacman",
 		}},
 		"kernel by link only": {[]entry{
 			symlink("vmlinuz", "usr/share/kernels/vmlinuz-6.1.0-27-amd64"), regular("usr/share/kernels/vmlinuz-6.1.0-27-amd64", "k"),

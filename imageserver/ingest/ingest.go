@@ -1,5 +1,6 @@
-// Package ingest turns the root file-system of an operating system, in a tar
-// or a directory, into a manifest and its objects.
+// Package ingest turns the root file-system of an operating system, in a tar, a
+// directory, a container image, a squashfs or a disk image, into a manifest and
+// its objects.
 //
 // It keeps every detail that the source has: owners, modes, times in
 // nanoseconds, hard links, devices, extended attributes with capabilities and
@@ -35,7 +36,7 @@ type Sink interface {
 	Add(ctx context.Context, digest object.Digest, size uint64, open func() (io.ReadCloser, error)) error
 }
 
-// Options of Tar and Directory.
+// Options of Tar, Directory and the others.
 type Options struct {
 	// Arch is the architecture that the image must have, as Go names it.
 	// A contradiction to what its programs say is an error that wraps
@@ -50,6 +51,10 @@ type Options struct {
 	// CrossFileSystems makes Directory enter mount points. Otherwise they
 	// are empty directories in the image.
 	CrossFileSystems bool
+	// Kernel is the manifest of another image, from which /boot and the
+	// modules are taken where the source, a container, has no kernel. Its
+	// objects must be where the sink puts them already. nil: none.
+	Kernel *image.Manifest
 }
 
 // Error is an error with a stable code, explained in docs/errors.md.
@@ -71,6 +76,17 @@ var (
 	ErrSource = &Error{"IMG-013", "not a whole tar (plain, gzip, xz or zstd)"}
 	// ErrArch (IMG-014): the image has another architecture than wanted.
 	ErrArch = &Error{"IMG-014", "the image has another architecture"}
+	// ErrContainer (IMG-016): a container image is not whole, or cannot be
+	// the root of a machine.
+	ErrContainer = &Error{"IMG-016", "no container image that can be used"}
+	// ErrProgram (IMG-017): a program that reads this kind of source is
+	// missing, or failed.
+	ErrProgram = &Error{"IMG-017", "it cannot be read on this machine"}
+	// ErrDisk (IMG-018): a disk image has no root file-system that can be
+	// told from the others.
+	ErrDisk = &Error{"IMG-018", "no root file-system in the disk image"}
+	// ErrKernel (IMG-019): no kernel can be taken from the other image.
+	ErrKernel = &Error{"IMG-019", "no kernel can be taken from that image"}
 	// ErrChanged (IMG-015): a file changed while it was read.
 	ErrChanged = &Error{"IMG-015", "changed while it was read"}
 )
@@ -83,6 +99,7 @@ type intake struct {
 	sink  Sink
 	group *errgroup.Group
 	ctx   context.Context // of the group
+	outer context.Context // of the call, which lives after the group has ended
 
 	mutex    sync.Mutex
 	seen     map[object.Digest]bool
@@ -93,6 +110,7 @@ type intake struct {
 func newIntake(ctx context.Context, sink Sink, options Options) *intake {
 	in := &intake{
 		sink:     sink,
+		outer:    ctx,
 		seen:     make(map[object.Digest]bool),
 		contents: make(map[object.Digest][]byte),
 		heads:    make(map[object.Digest][]byte),
@@ -172,10 +190,33 @@ func (in *intake) finish(t *tree, options Options) (*image.Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.Attributes, err = attributes(m, in.contents, in.heads, options.Arch); err != nil {
+	if options.Kernel != nil {
+		if m, err = addKernel(m, options.Kernel); err != nil {
+			return nil, err
+		}
+	}
+	var packages []byte
+	if m.Attributes, packages, err = attributes(m, in.contents, in.heads, options.Arch); err != nil {
 		return nil, err
 	}
-	return m, m.Validate()
+	if want := options.Kernel; want != nil && want.Attributes[image.AttrArch] != "" && m.Attributes[image.AttrArch] != want.Attributes[image.AttrArch] {
+		return nil, fmt.Errorf("it is for %s, this image for %q: %w", want.Attributes[image.AttrArch], m.Attributes[image.AttrArch], ErrKernel)
+	}
+	if err := m.Validate(); err != nil {
+		return nil, err
+	}
+	return m, in.addPackages(packages)
+}
+
+// addPackages keeps the list of packages as an object, which the attribute names.
+func (in *intake) addPackages(list []byte) error {
+	digest := object.Of(list)
+	if len(list) == 0 || in.seen[digest] {
+		return nil
+	}
+	return in.sink.Add(in.outer, digest, uint64(len(list)), func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(list)), nil
+	})
 }
 
 // Packing returns a Sink that packs each object where that helps and passes

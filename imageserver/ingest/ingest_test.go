@@ -118,11 +118,25 @@ func (s *sink) Add(ctx context.Context, d object.Digest, size uint64, open func(
 	return s.to.Add(ctx, d, size, open)
 }
 
+// size reads an object and says how many bytes it has.
+func (s *sink) size(t *testing.T, d object.Digest) int64 {
+	t.Helper()
+	r, err := s.Open(context.Background(), d)
+	must(t, err)
+	defer r.Close()
+	n, err := io.Copy(io.Discard, r)
+	must(t, err)
+	return n
+}
+
 // mustHaveAll checks that the sink has exactly the objects of m, each given
 // once.
 func (s *sink) mustHaveAll(t *testing.T, m *image.Manifest) {
 	t.Helper()
 	objects := m.Objects()
+	if list, err := object.ParseDigest(m.Attributes[image.AttrPackages]); err == nil {
+		objects = append(objects, image.Object{Digest: list, Size: uint64(s.size(t, list))})
+	}
 	if len(objects) != len(s.given) {
 		t.Errorf("%d objects in the manifest, %d in the sink", len(objects), len(s.given))
 	}

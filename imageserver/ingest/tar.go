@@ -27,6 +27,10 @@ const (
 	// maxFile is the largest file in bytes that is taken from a tar: a
 	// sparse header of a few bytes can claim any size.
 	maxFile = 64 << 30
+	// maxEntries and maxBytes bound what one tar may unpack to. A manifest of so
+	// many entries would be larger than one may be.
+	maxEntries = 4_000_000
+	maxBytes   = 1 << 40
 	// maxZstdWindow is what zstd --ultra --long=27 needs, in bytes.
 	maxZstdWindow = 128 << 20
 
@@ -110,10 +114,27 @@ func (c *countingReader) Read(p []byte) (int, error) {
 }
 
 func readTar(plain io.Reader, t *tree, in *intake, options Options) error {
-	counted := &countingReader{ctx: in.ctx, r: plain}
+	return eachEntry(in.ctx, plain, func(archive *tar.Reader, header *tar.Header) error {
+		e, err := entryOf(header, t)
+		if err != nil || e == nil {
+			return err
+		}
+		t.add(e)
+		if e.Size == 0 {
+			return nil
+		}
+		return readContent(archive, e, in, options)
+	})
+}
+
+// eachEntry calls f for each entry of an uncompressed tar, which it reads to its
+// end.
+func eachEntry(ctx context.Context, plain io.Reader, f func(archive *tar.Reader, header *tar.Header) error) error {
+	counted := &countingReader{ctx: ctx, r: plain}
 	archive := tar.NewReader(counted)
 	last := ""
-	for {
+	var bytes int64
+	for n := 0; ; n++ {
 		before := counted.n
 		header, err := archive.Next()
 		if err == io.EOF {
@@ -126,16 +147,22 @@ func readTar(plain io.Reader, t *tree, in *intake, options Options) error {
 			break
 		}
 		if err != nil {
-			return sourceError(in.ctx, last, err)
+			return sourceError(ctx, last, err)
 		}
 		last = header.Name
-		if err := readEntry(archive, header, t, in, options); err != nil {
+		if n == maxEntries {
+			return refuse(last, "more than %d entries come before it", maxEntries)
+		}
+		if bytes += max(header.Size, 0); bytes < 0 || bytes > maxBytes {
+			return refuse(last, "with it the files have more than %d bytes", int64(maxBytes))
+		}
+		if err := f(archive, header); err != nil {
 			return err
 		}
 	}
 	// The checksum of the compressed stream stands at its end.
 	if _, err := io.Copy(io.Discard, counted); err != nil {
-		return sourceError(in.ctx, last, err)
+		return sourceError(ctx, last, err)
 	}
 	return nil
 }
@@ -147,13 +174,15 @@ func sourceError(ctx context.Context, last string, err error) error {
 	return fmt.Errorf("reading the tar after entry %q: %w: %w", last, err, ErrSource)
 }
 
-func readEntry(archive *tar.Reader, header *tar.Header, t *tree, in *intake, options Options) error {
+// entryOf is the entry that a header describes, without its digest; nil for one
+// that describes none.
+func entryOf(header *tar.Header, t *tree) (*image.Entry, error) {
 	if header.Typeflag == tar.TypeXGlobalHeader {
-		return nil // comments of git archive and the like
+		return nil, nil // comments of git archive and the like
 	}
 	path, err := cleanPath(header.Name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	e := &image.Entry{Path: path}
 	switch header.Typeflag {
@@ -163,14 +192,13 @@ func readEntry(archive *tar.Reader, header *tar.Header, t *tree, in *intake, opt
 		// Its other fields repeat those of the target.
 		target, err := cleanPath(header.Linkname)
 		if err != nil {
-			return refuse(header.Name, "hard link to %q, which is out of the tree", header.Linkname)
+			return nil, refuse(header.Name, "hard link to %q, which is out of the tree", header.Linkname)
 		}
 		if _, found := t.inode(target); !found {
-			return refuse(header.Name, "hard link to %q, which does not come before it", header.Linkname)
+			return nil, refuse(header.Name, "hard link to %q, which does not come before it", header.Linkname)
 		}
 		e.Type, e.Target = image.Hardlink, target
-		t.add(e)
-		return nil
+		return e, nil
 	case tar.TypeSymlink:
 		e.Type, e.Target = image.Symlink, header.Linkname
 	case tar.TypeChar:
@@ -182,37 +210,33 @@ func readEntry(archive *tar.Reader, header *tar.Header, t *tree, in *intake, opt
 	case tar.TypeFifo:
 		e.Type = image.FIFO
 	default:
-		return refuse(header.Name, "entries of type %q are unknown", header.Typeflag)
+		return nil, refuse(header.Name, "entries of type %q are unknown", header.Typeflag)
 	}
 	if header.Uid < 0 || header.Uid >= math.MaxUint32 || header.Gid < 0 || header.Gid >= math.MaxUint32 {
-		return refuse(header.Name, "owner %d:%d is out of range", header.Uid, header.Gid)
+		return nil, refuse(header.Name, "owner %d:%d is out of range", header.Uid, header.Gid)
 	}
 	e.UID, e.GID = uint32(header.Uid), uint32(header.Gid)
 	e.Mode = uint32(header.Mode & 0o7777)
 	e.Seconds, e.Nanoseconds = header.ModTime.Unix(), uint32(header.ModTime.Nanosecond())
 	if e.Type == image.CharDevice || e.Type == image.BlockDevice {
 		if header.Devmajor < 0 || header.Devmajor >= 1<<12 || header.Devminor < 0 || header.Devminor >= 1<<20 {
-			return refuse(header.Name, "device number %d:%d is out of range", header.Devmajor, header.Devminor)
+			return nil, refuse(header.Name, "device number %d:%d is out of range", header.Devmajor, header.Devminor)
 		}
 		e.Major, e.Minor = uint32(header.Devmajor), uint32(header.Devminor)
 	}
 	if e.Xattrs, err = tarXattrs(header); err != nil {
-		return err
+		return nil, err
 	}
 	if err := t.addACLs(header, e); err != nil {
-		return err
+		return nil, err
 	}
 	if e.Type == image.File {
 		if header.Size < 0 || header.Size > maxFile {
-			return refuse(header.Name, "%d bytes are more than a file may have (%d)", header.Size, int64(maxFile))
+			return nil, refuse(header.Name, "%d bytes are more than a file may have (%d)", header.Size, int64(maxFile))
 		}
 		e.Size = uint64(header.Size)
 	}
-	t.add(e)
-	if e.Size == 0 {
-		return nil
-	}
-	return readContent(archive, e, in, options)
+	return e, nil
 }
 
 // readContent takes a file out of the tar, so that a worker can hash and pack

@@ -21,6 +21,8 @@ type tree struct {
 	// acls are POSIX ACLs in text form, by path. Their names are looked up
 	// in the image's own passwd and group when these are known.
 	acls map[string][]textACL
+	// lower holds what lies below the layer that is read; nil without layers.
+	lower map[string]*image.Entry
 }
 
 func newTree() *tree {
@@ -38,12 +40,16 @@ func (t *tree) add(e *image.Entry) {
 
 // inode follows a hard link to the entry that has the metadata.
 func (t *tree) inode(path string) (*image.Entry, bool) {
-	e, found := t.entries[path]
-	for range len(t.entries) {
-		if !found || e.Type != image.Hardlink {
+	for range len(t.entries) + 1 {
+		e, found := t.entries[path]
+		if !found {
+			e, found = t.lower[path]
 			return e, found
 		}
-		e, found = t.entries[e.Target]
+		if e.Type != image.Hardlink {
+			return e, true
+		}
+		path = e.Target
 	}
 	return nil, false
 }

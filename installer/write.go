@@ -82,7 +82,7 @@ func (i *installation) writeNetwork(ctx context.Context) error {
 			Args: []string{i.configDir, i.opt.mountPoint, i.nic.Name, i.opt.tmpRoot},
 		})
 	}
-	return target.Write(i.root, identityFiles(ifupdown.Render(i.plan.Network))...)
+	return target.Write(i.root, identityFiles(ifupdown.Render(i.plan.Network, netconfig.ResolvConf))...)
 }
 
 // identityFiles are netconfig's files as target writes them.

@@ -162,19 +162,48 @@ type Interface struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	// Gateway of the default route; the zero Addr on all but one interface.
 	Gateway netip.Addr `json:"gateway,omitzero"`
+	// Routes are those besides Gateway's, among them the default route of the
+	// other address family where a machine has both.
+	Routes []Route `json:"routes,omitempty"`
 	// DNS and Search are those of this link, for the renderers that keep them
 	// by link; they equal Config's on the link of the default route.
 	DNS    []netip.Addr `json:"dns,omitempty"`
 	Search []string     `json:"search,omitempty"`
 }
 
+// Gateways are the gateways of the interface's default routes, Gateway first,
+// at most one of each address family.
+func (i Interface) Gateways() []netip.Addr {
+	var out []netip.Addr
+	if i.Gateway.IsValid() {
+		out = append(out, i.Gateway)
+	}
+	for _, route := range i.Routes {
+		if route.IsDefault() {
+			out = append(out, route.Via)
+		}
+	}
+	return out
+}
+
+// Route is one static route.
+type Route struct {
+	To  netip.Prefix `json:"to"`
+	Via netip.Addr   `json:"via,omitzero"` // the zero Addr: on the link itself
+}
+
+// IsDefault is true of 0.0.0.0/0 and ::/0 with a gateway.
+func (r Route) IsDefault() bool { return r.To.IsValid() && r.To.Bits() == 0 && r.Via.IsValid() }
+
 // BondOptions are those of the kernel's bonding driver
-// (Documentation/networking/bonding.rst), spelt as there.
+// (Documentation/networking/bonding.rst), spelt as there. HashPolicy and
+// LACPRate are empty in modes that have none.
 type BondOptions struct {
-	Mode         string `json:"mode"`         // 802.3ad
-	HashPolicy   string `json:"hashPolicy"`   // layer3+4
-	LACPRate     string `json:"lacpRate"`     // slow or fast
-	MIIMonMillis int    `json:"miimonMillis"` // link check, milliseconds
+	Mode         string `json:"mode"`                 // 802.3ad, active-backup, …
+	HashPolicy   string `json:"hashPolicy,omitempty"` // layer3+4
+	LACPRate     string `json:"lacpRate,omitempty"`   // slow or fast
+	MIIMonMillis int    `json:"miimonMillis"`         // link check, milliseconds
+	Primary      string `json:"primary,omitempty"`    // port preferred in active-backup
 }
 
 // BridgeOptions are those of the kernel's bridge, see ip-link(8).

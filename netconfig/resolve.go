@@ -32,7 +32,9 @@ const (
 //   - With no entry that has an IP, the NIC of the installer's lease (else the
 //     first with carrier) takes DHCPv4 and router advertisements.
 //   - Default route and DNS are those of the subnet of the first entry with an
-//     IP, or of GatewaySubnetID.
+//     IP, or of GatewaySubnetID. Where entries have addresses of both families,
+//     the other family's default route is that of the first entry with such an
+//     IP.
 //
 // NICs that are used are named lan0, lan1, … in the order of their PCI address,
 // then of their name in the installer. A name of our own holds on every
@@ -63,7 +65,7 @@ func Resolve(spec Spec, nics []NIC) (Config, error) {
 type role struct {
 	entry      *Entry
 	addresses  []netip.Prefix
-	gateway    netip.Addr
+	gateways   []netip.Addr // of default routes
 	bridge     string // name of the bridge it is a port of
 	trunk      bool   // carries VLANs
 	bonded     bool
@@ -75,7 +77,7 @@ type role struct {
 type vlan struct {
 	id        uint16
 	addresses []netip.Prefix
-	gateway   netip.Addr
+	gateways  []netip.Addr // of default routes
 	bridge    string
 }
 
@@ -91,6 +93,7 @@ type resolver struct {
 	}
 	preferred *Subnet // of the default route
 	routed    bool    // an interface has it
+	other     bool    // an interface has the default route of the other family
 	errs      []error
 }
 
@@ -181,14 +184,23 @@ func (r *resolver) addressed() bool {
 	return slices.ContainsFunc(r.spec.Entries, func(e Entry) bool { return e.IP.IsValid() })
 }
 
-// route is the gateway to write where an address of the subnet is: the first
-// interface in the subnet of the default route gets it, no other.
-func (r *resolver) route(subnet *Subnet) netip.Addr {
-	if r.routed || subnet != r.preferred {
-		return netip.Addr{}
+// routes are the gateways to write where an address of the subnet is, one at
+// most: the first interface in the subnet of the default route gets it, and the
+// first in a subnet of the other address family gets that family's.
+func (r *resolver) routes(subnet *Subnet) []netip.Addr {
+	gateway := subnet.Gateway
+	switch {
+	case subnet == r.preferred && !r.routed:
+		r.routed = true
+	case r.preferred != nil && gateway.IsValid() && r.preferred.Gateway.IsValid() && r.preferred.Gateway.Is4() != gateway.Is4() && !r.other:
+		r.other = true
+	default:
+		return nil
 	}
-	r.routed = true
-	return subnet.Gateway
+	if !gateway.IsValid() {
+		return nil
+	}
+	return []netip.Addr{gateway}
 }
 
 // entries settles those that name a NIC.
@@ -236,9 +248,7 @@ func (r *resolver) plain(entry *Entry, nic NIC) {
 		use.bridge = bridge
 	}
 	use.addresses = append(use.addresses, netip.PrefixFrom(entry.IP, subnet.Prefix.Bits()))
-	if gateway := r.route(subnet); gateway.IsValid() {
-		use.gateway = gateway
-	}
+	use.gateways = append(use.gateways, r.routes(subnet)...)
 	use.trunk = use.trunk || entry.VlanTrunk
 }
 
@@ -342,9 +352,7 @@ func (r *resolver) vlanEntries() {
 		}
 		on := r.onTrunk(subnet.VlanID)
 		on.addresses = append(on.addresses, netip.PrefixFrom(entry.IP, subnet.Prefix.Bits()))
-		if gateway := r.route(subnet); gateway.IsValid() {
-			on.gateway = gateway
-		}
+		on.gateways = append(on.gateways, r.routes(subnet)...)
 	}
 	if r.preferred != nil && !r.routed && len(r.errs) == 0 {
 		r.fail("CNF-005", "the default route is to go through the subnet %q, but no entry has an address in it", r.preferred.ID)
@@ -410,7 +418,7 @@ func (r *resolver) config() Config {
 			bond[0].Ports = append(bond[0].Ports, i.Name)
 		}
 		upper.Addresses, upper.DHCP4, upper.AcceptRA = use.addresses, use.dhcp, use.dhcp
-		r.setRoute(&c, upper, use.gateway)
+		r.setRoute(&c, upper, use.gateways)
 		c.Interfaces = append(c.Interfaces, i)
 	}
 	if len(r.trunk.nics) > 0 {
@@ -423,14 +431,14 @@ func (r *resolver) config() Config {
 			if v.id == 0 { // untagged: the trunk has the address itself
 				trunk := r.untagged(bond, bridges, c.Interfaces, parent)
 				trunk.Addresses = append(slices.Clone(trunk.Addresses), v.addresses...)
-				r.setRoute(&c, trunk, v.gateway)
+				r.setRoute(&c, trunk, v.gateways)
 				continue
 			}
 			i := Interface{
 				Name: fmt.Sprintf("%s.%d", parent, v.id), Kind: VLAN, Parent: parent, VLANID: v.id,
 				Addresses: v.addresses, Master: v.bridge,
 			}
-			r.setRoute(&c, &i, v.gateway)
+			r.setRoute(&c, &i, v.gateways)
 			vlans = append(vlans, i)
 			if v.bridge != "" {
 				i.MAC = mac
@@ -468,10 +476,23 @@ func (r *resolver) untagged(bond, bridges, nics []Interface, parent string) *Int
 	return trunk
 }
 
-func (r *resolver) setRoute(c *Config, i *Interface, gateway netip.Addr) {
-	if gateway.IsValid() {
-		i.Gateway, i.DNS, i.Search = gateway, c.DNS, c.Search
+// setRoute writes the default route; that of the other family is a route of
+// its own.
+func (r *resolver) setRoute(c *Config, i *Interface, gateways []netip.Addr) {
+	for _, gateway := range gateways {
+		if gateway.Is4() == r.preferred.Gateway.Is4() {
+			i.Gateway, i.DNS, i.Search = gateway, c.DNS, c.Search
+			continue
+		}
+		i.Routes = append(i.Routes, Route{To: netip.PrefixFrom(unspecified(gateway), 0), Via: gateway})
 	}
+}
+
+func unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 // newBridge has the MAC address of its port. Left to themselves, the kernel

@@ -29,33 +29,25 @@ package ifupdown
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/firstlight/firstlight/netconfig"
 )
 
-const header = "# Written by the Firstlight installer from config.json.\n"
-
 // Render gives the files, in the order of their paths as written here. It
-// never fails: a Config from netconfig.Resolve is valid by construction.
-// /etc/resolv.conf is there only when name servers are known; with DHCP the
-// DHCP client writes it.
-func Render(c netconfig.Config) []netconfig.File {
+// never fails: a Config from netconfig.Resolve is valid by construction. The
+// resolver is told only when name servers are known; with DHCP the DHCP client
+// tells it.
+func Render(c netconfig.Config, r netconfig.Resolver) []netconfig.File {
 	files := []netconfig.File{{Path: "/etc/network/interfaces", Mode: 0o644, Data: interfaces(c)}}
-	for _, i := range c.Interfaces {
-		if i.Kind == netconfig.Ethernet {
-			files = append(files, link(i))
-		}
-	}
-	if len(c.DNS) > 0 {
-		files = append(files, resolvConf(c))
-	}
-	return files
+	return slices.Concat(files, netconfig.LinkFiles(c), netconfig.ResolverFiles(c, r))
 }
 
 func interfaces(c netconfig.Config) []byte {
 	var b strings.Builder
-	b.WriteString(header)
+	b.WriteString(netconfig.Header)
 	b.WriteString("# See interfaces(5). The names lan0, lan1, ... are pinned to the NICs by\n" +
 		"# /etc/systemd/network/10-firstlight-*.link.\n\n")
 	b.WriteString("auto lo\niface lo inet loopback\n")
@@ -80,13 +72,16 @@ func stanzas(b *strings.Builder, i netconfig.Interface) {
 			fmt.Fprintf(b, "\t%s\n", line)
 		}
 	}
-	routed := false
+	gateways := i.Gateways()
 	for _, address := range i.Addresses {
 		lines := []string{"address " + address.String()}
-		if i.Gateway.IsValid() && !routed && i.Gateway.Is4() == address.Addr().Is4() {
-			lines = append(lines, "gateway "+i.Gateway.String())
-			routed = true
-		}
+		gateways = slices.DeleteFunc(gateways, func(gateway netip.Addr) bool {
+			fits := gateway.Is4() == address.Addr().Is4()
+			if fits {
+				lines = append(lines, "gateway "+gateway.String())
+			}
+			return fits
+		})
 		family := "inet6"
 		if address.Addr().Is4() {
 			family = "inet"
@@ -102,6 +97,18 @@ func stanzas(b *strings.Builder, i netconfig.Interface) {
 	if first {
 		stanza("inet", "manual")
 	}
+	for _, route := range i.Routes {
+		if !route.IsDefault() {
+			fmt.Fprintf(b, "\tup ip route replace %s%s dev %s\n", route.To, via(route), i.Name)
+		}
+	}
+}
+
+func via(route netconfig.Route) string {
+	if !route.Via.IsValid() {
+		return ""
+	}
+	return " via " + route.Via.String()
 }
 
 // making is the lines that bring the interface into being. Each may run again
@@ -119,13 +126,15 @@ func making(i netconfig.Interface) []string {
 		for _, port := range i.Ports {
 			preUp("ip link set dev %s nomaster down", port)
 		}
-		preUp("ip link set dev %s type bond mode %s miimon %d lacp_rate %s xmit_hash_policy %s",
-			i.Name, i.Bond.Mode, i.Bond.MIIMonMillis, i.Bond.LACPRate, i.Bond.HashPolicy)
+		preUp("ip link set dev %s type bond mode %s miimon %d%s", i.Name, i.Bond.Mode, i.Bond.MIIMonMillis, modeOptions(*i.Bond))
 		if !i.MAC.IsZero() {
 			preUp("ip link set dev %s address %s", i.Name, i.MAC)
 		}
 		for _, port := range i.Ports {
 			preUp("ip link set dev %s master %s", port, i.Name)
+		}
+		if i.Bond.Primary != "" { // a port by then
+			preUp("ip link set dev %s type bond primary %s", i.Name, i.Bond.Primary)
 		}
 	case netconfig.Bridge:
 		preUp("ip link show dev %[1]s >/dev/null 2>&1 || ip link add name %[1]s type bridge", i.Name)
@@ -145,6 +154,9 @@ func making(i netconfig.Interface) []string {
 		}
 		for _, port := range i.Ports {
 			preUp("ip link set dev %s master %s up", port, i.Name)
+			if i.Bridge.VLANAware { // all VLANs; untagged frames are in VLAN 1
+				preUp("bridge vlan add dev %s vid 2-4094", port)
+			}
 		}
 	}
 	if i.MTU != 0 {
@@ -158,37 +170,14 @@ func making(i netconfig.Interface) []string {
 	return lines
 }
 
-// link pins the name of a NIC, see systemd.link(5).
-func link(i netconfig.Interface) netconfig.File {
-	match := "PermanentMACAddress=" + i.PermanentMAC.String()
-	if i.PermanentMAC.IsZero() {
-		match = "MACAddress=" + i.MAC.String()
+// modeOptions are the options that the bond's mode has.
+func modeOptions(o netconfig.BondOptions) string {
+	text := ""
+	if o.LACPRate != "" {
+		text += " lacp_rate " + o.LACPRate
 	}
-	return netconfig.File{
-		Path: "/etc/systemd/network/10-firstlight-" + i.Name + ".link",
-		Mode: 0o644,
-		Data: []byte(header + "[Match]\n" + match + "\nType=ether\n\n" +
-			"[Link]\nName=" + i.Name + "\nAlternativeNamesPolicy=database onboard slot path\n"),
+	if o.HashPolicy != "" {
+		text += " xmit_hash_policy " + o.HashPolicy
 	}
-}
-
-// resolvConf writes resolv.conf(5). glibc reads the first three name servers
-// only; the others are kept as a comment rather than lost.
-func resolvConf(c netconfig.Config) netconfig.File {
-	var b strings.Builder
-	b.WriteString(header)
-	if len(c.Search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(c.Search, " "))
-	}
-	const maxNameServers = 3 // MAXNS, resolv.conf(5)
-	for n, server := range c.DNS {
-		if n == maxNameServers {
-			b.WriteString("# The resolver uses three name servers at most.\n")
-		}
-		if n >= maxNameServers {
-			b.WriteString("# ")
-		}
-		fmt.Fprintf(&b, "nameserver %s\n", server)
-	}
-	return netconfig.File{Path: "/etc/resolv.conf", Mode: 0o644, Data: []byte(b.String())}
+	return text
 }

@@ -50,7 +50,7 @@ func TestRenderGolden(t *testing.T) {
 	for name, config := range configs(t) {
 		t.Run(name, func(t *testing.T) {
 			var got bytes.Buffer
-			for _, file := range ifupdown.Render(config) {
+			for _, file := range ifupdown.Render(config, netconfig.ResolvConf) {
 				fmt.Fprintf(&got, "==> %s %#o\n%s", file.Path, file.Mode, file.Data)
 			}
 			path := filepath.Join("testdata", name+".golden")
@@ -74,7 +74,7 @@ func TestRenderGolden(t *testing.T) {
 func interfacesFile(t *testing.T, config netconfig.Config) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "interfaces")
-	if err := os.WriteFile(path, ifupdown.Render(config)[0].Data, 0o644); err != nil {
+	if err := os.WriteFile(path, ifupdown.Render(config, netconfig.ResolvConf)[0].Data, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -189,7 +189,7 @@ func TestIfupMakesTheBridge(t *testing.T) {
 func TestResolvConfKeepsAllServers(t *testing.T) {
 	config := configs(t)["one-nic"]
 	config.DNS = append(config.DNS, config.DNS...)
-	files := ifupdown.Render(config)
+	files := ifupdown.Render(config, netconfig.ResolvConf)
 	got := string(files[len(files)-1].Data)
 	want := "# Written by the Firstlight installer from config.json.\nsearch hypervisors.company.com\n" +
 		"nameserver 192.168.1.53\nnameserver 8.8.8.8\nnameserver 192.168.1.53\n" +

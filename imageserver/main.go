@@ -22,6 +22,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/catalog/store"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/dir"
+	"github.com/firstlight/firstlight/imageserver/scrub"
 	"github.com/firstlight/firstlight/imageserver/server"
 	"github.com/firstlight/firstlight/proto/auth"
 )
@@ -74,6 +75,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err := options.check(); err != nil {
 		return err
 	}
+	if getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
 	mux := &auth.Mux{Log: log}
 	if !options.Insecure {
 		mux.TLS, err = auth.ServerTLS(options.TLSCert, options.TLSKey, options.ClientCA, options.RequireClientCert, time.Now())
@@ -93,17 +97,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	defer func() { err = errors.Join(err, images.Close()) }()
 
 	metrics := server.NewMetrics(version(), images.Len)
+	scrubber := scrub.New(scrub.Options{
+		Store: objects, BytesPerSecond: uint64(options.ScrubRate * (1 << 20)), Interval: options.ScrubInterval, Log: log,
+	})
 	service := server.New(server.Options{
-		Objects: metrics.Timed("dir", objects),
-		Begin:   func() server.Batch { return metrics.TimedBatch("dir", objects.Begin()) },
-		Images:  images,
-		Ready:   func(context.Context) error { return ready(options.Data) },
-		Metrics: metrics,
-		Log:     log,
-		Workers: max(2, runtime.GOMAXPROCS(0)),
-		Version: version(),
-		Started: time.Now(),
-		TLS:     !options.Insecure,
+		Objects:   metrics.Timed("dir", objects),
+		Begin:     func() server.Batch { return metrics.TimedBatch("dir", objects.Begin()) },
+		Images:    images,
+		Ready:     func(context.Context) error { return ready(options.Data) },
+		Metrics:   metrics,
+		Log:       log,
+		Workers:   max(2, runtime.GOMAXPROCS(0)),
+		Transfers: options.MaxTransfers,
+		Damaged:   scrubber.Damaged,
+		Scrub:     func() server.Scrub { return scrubbed(scrubber, objects) },
+		Version:   version(),
+		Started:   time.Now(),
+		TLS:       !options.Insecure,
 	})
 	mux.RPC = auth.NewServer(server.Policy(), options.Insecure, append(server.Tuning(), grpc.StatsHandler(metrics))...)
 	service.Register(mux.RPC)
@@ -126,12 +136,34 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		defer close(kept)
 		service.Keep(counting)
 	}()
+	scrubbing := make(chan struct{})
+	go func() {
+		defer close(scrubbing)
+		if options.ScrubRate > 0 {
+			scrubber.Run(counting)
+		}
+	}()
 	err = mux.Serve(ctx, listener)
 	stopCounting()
 	<-counted
 	<-kept
+	<-scrubbing
 	return err
 }
+
+// scrubbed is what the pages show of damage.
+func scrubbed(scrubber *scrub.Scrubber, objects *dir.Store) server.Scrub {
+	r := scrubber.Report()
+	quarantined, packs := objects.Quarantined()
+	return server.Scrub{
+		Objects: r.Objects, Bytes: r.Bytes, Damaged: r.Damaged, Healed: r.Healed, LastPass: r.LastPass,
+		Quarantined: quarantined, Packs: packs,
+	}
+}
+
+// memoryLimit is what the collector of garbage in memory works towards, in bytes;
+// with the programs' text and stacks it stays below 512 MiB.
+const memoryLimit = 400 << 20
 
 // count fills the gauges; a large store takes a while.
 func count(ctx context.Context, metrics *server.Metrics, objects object.Store, log *slog.Logger) {

@@ -270,6 +270,7 @@ func TestRefusesToStart(t *testing.T) {
 		"empty client CA":        {"--data @ --tls-cert " + cert + " --tls-key " + key + " --client-ca " + noCA, "TRU-008: ", 8},
 		"expired":                {"--data @ --tls-cert " + expired.Cert + " --tls-key " + expired.Key, "TRU-009: ", 8},
 		"unknown flag":           {"--data @ --store s3://bucket", "unknown flag: --store", 2},
+		"no transfers":           {"--data @ --insecure --max-transfers 0", "--max-transfers", 2},
 		"stray word":             {"--data @ serve", `"serve" is no flag`, 2},
 		"port in use":            {"--data @ --insecure --listen 256.0.0.1:1", "SRV-002: ", 1},
 	} {
@@ -305,7 +306,7 @@ func TestPrecedence(t *testing.T) {
 		return map[string]string{"IMAGESERVER_CONFIG": file, "IMAGESERVER_DATA": "/env", "IMAGESERVER_TLS_CERT": "env", "IMAGESERVER_INSECURE": "true"}[name]
 	}
 	got, err := parseOptions([]string{"--tls-cert=arg"}, getenv, io.Discard)
-	want := options{Listen: "file:1", Data: "/env", TLSCert: "arg", RequireClientCert: true, Insecure: true}
+	want := options{Listen: "file:1", Data: "/env", TLSCert: "arg", RequireClientCert: true, Insecure: true, MaxTransfers: 64, ScrubRate: 10, ScrubInterval: 24 * time.Hour}
 	if err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
@@ -341,7 +342,7 @@ func TestHelp(t *testing.T) {
 	if err := run(t.Context(), []string{"--help"}, func(string) string { return "" }, &out, io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	for _, flag := range []string{"--listen", "--data", "--tls-cert", "--tls-key", "--client-ca", "--require-client-cert", "--insecure", "--config"} {
+	for _, flag := range []string{"--listen", "--data", "--tls-cert", "--tls-key", "--client-ca", "--require-client-cert", "--insecure", "--config", "--max-transfers", "--scrub-rate", "--scrub-interval"} {
 		if !strings.Contains(out.String(), flag) {
 			t.Errorf("the help lacks %s", flag)
 		}

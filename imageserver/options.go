@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"gopkg.in/yaml.v3"
@@ -21,6 +22,9 @@ type options struct {
 	ClientCA          string
 	RequireClientCert bool
 	Insecure          bool
+	MaxTransfers      int
+	ScrubRate         float64
+	ScrubInterval     time.Duration
 
 	done bool // help or the version was asked for and printed
 }
@@ -53,6 +57,9 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.ClientCA, "client-ca", "", "PEM `file` of the CA that signs client certificates; without it nobody can write")
 	fs.BoolVar(&o.RequireClientCert, "require-client-cert", false, "refuse TLS connections without a client certificate, for reading too")
 	fs.BoolVar(&o.Insecure, "insecure", false, "no TLS: anyone may read and write; for a lab only")
+	fs.IntVar(&o.MaxTransfers, "max-transfers", 64, "`number` of uploads and downloads that run at once; 16 times as many wait, more are refused")
+	fs.Float64Var(&o.ScrubRate, "scrub-rate", 10, "`MiB` per second at which stored objects are read and verified in the background; 0 turns that off")
+	fs.DurationVar(&o.ScrubInterval, "scrub-interval", 24*time.Hour, "`time` from one verification of the whole store to the next")
 	return fs
 }
 
@@ -177,6 +184,12 @@ environment, and that wins over the file.
 func (o options) check() error {
 	if o.Data == "" {
 		return &usageError{errors.New("--data DIR is needed: the directory where images are kept")}
+	}
+	if o.MaxTransfers < 1 || o.MaxTransfers > 4096 {
+		return &usageError{fmt.Errorf("--max-transfers is 1 to 4096, not %d", o.MaxTransfers)}
+	}
+	if o.ScrubRate < 0 || o.ScrubRate > 1<<20 || o.ScrubInterval < 0 {
+		return &usageError{errors.New("--scrub-rate is 0 to 1048576 MiB per second, --scrub-interval no negative time")}
 	}
 	haveTLS := o.TLSCert != "" || o.TLSKey != "" || o.ClientCA != "" || o.RequireClientCert
 	switch {

@@ -21,6 +21,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/imageserver/object/pack"
 	"github.com/firstlight/firstlight/imageserver/object/zstd"
 	"github.com/firstlight/firstlight/proto/auth"
 	"github.com/firstlight/firstlight/tools/pki"
@@ -256,14 +257,42 @@ func TestLies(t *testing.T) {
 	}
 }
 
-// storedFile is where the server keeps an object.
-func storedFile(t *testing.T, s *site, digest object.Digest) string {
+// storedAt is where the server's disk has the bytes of an object: in a file of
+// its own, or in a pack.
+func storedAt(t *testing.T, s *site, digest object.Digest) (file string, at, size int64) {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(s.data, "objects", digest.Hex()[:2], digest.Hex()+"*"))
-	if err != nil || len(found) != 1 {
-		t.Fatal(found, err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return found[0]
+	if len(found) == 1 {
+		info, err := os.Stat(found[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found[0], 0, info.Size()
+	}
+	packs, err := filepath.Glob(filepath.Join(s.data, "packs", "*.pack"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range packs {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		locations, err := pack.ReadIndex(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range locations {
+			if l.Info.Digest == digest {
+				return name, int64(l.Offset), int64(l.Info.StoredSize)
+			}
+		}
+	}
+	t.Fatalf("object %s is nowhere", digest)
+	return "", 0, 0
 }
 
 func flip(t *testing.T, file string, at int64) {
@@ -289,17 +318,17 @@ func flip(t *testing.T, file string, at int64) {
 // fetch fails before the object is complete, and says that it is damaged.
 func TestDamaged(t *testing.T) {
 	t.Parallel()
-	damages := map[string]func(t *testing.T, file string, size int64){
-		"first byte":  func(t *testing.T, file string, _ int64) { flip(t, file, 0) },
-		"middle byte": func(t *testing.T, file string, size int64) { flip(t, file, size/2) },
-		"last byte":   func(t *testing.T, file string, size int64) { flip(t, file, size-1) },
-		"cut off": func(t *testing.T, file string, size int64) {
-			if err := os.Truncate(file, size-1); err != nil {
+	damages := map[string]func(t *testing.T, file string, at, size int64){
+		"first byte":  func(t *testing.T, file string, at, _ int64) { flip(t, file, at) },
+		"middle byte": func(t *testing.T, file string, at, size int64) { flip(t, file, at+size/2) },
+		"last byte":   func(t *testing.T, file string, at, size int64) { flip(t, file, at+size-1) },
+		"cut off": func(t *testing.T, file string, at, size int64) {
+			if err := os.Truncate(file, at+size-1); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"empty": func(t *testing.T, file string, _ int64) {
-			if err := os.Truncate(file, 0); err != nil {
+		"empty": func(t *testing.T, file string, at, _ int64) {
+			if err := os.Truncate(file, at); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -311,15 +340,17 @@ func TestDamaged(t *testing.T) {
 			c := s.dial(t)
 			contents := files()
 			raw := addImage(t, c, "a/1", contents)
+			// Cutting a pack off takes its index too, so all are looked up first.
+			damaging := map[string]func(){}
 			for path, data := range contents {
-				file := storedFile(t, s, object.Of(data))
-				info, err := os.Stat(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				damage(t, file, info.Size())
+				file, at, size := storedAt(t, s, object.Of(data))
+				damaging[path] = func() { damage(t, file, at, size) }
+			}
+			manifest, at, size := storedAt(t, s, object.Of(raw))
+			for path, data := range contents {
+				damaging[path]()
 				whole := false
-				err = c.Fetch(t.Context(), []object.Digest{object.Of(data)}, func(p object.Piece) error {
+				err := c.Fetch(t.Context(), []object.Digest{object.Of(data)}, func(p object.Piece) error {
 					whole = whole || p.Last()
 					return nil
 				})
@@ -328,13 +359,8 @@ func TestDamaged(t *testing.T) {
 				}
 			}
 			// The manifest is an object too.
-			file := storedFile(t, s, object.Of(raw))
-			info, err := os.Stat(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			damage(t, file, info.Size())
-			_, err = c.Manifest(t.Context(), "a/1")
+			damage(t, manifest, at, size)
+			_, err := c.Manifest(t.Context(), "a/1")
 			wantCode(t, err, client.CodeDamaged)
 		})
 	}
@@ -347,7 +373,7 @@ func TestMissingObject(t *testing.T) {
 	contents := files()
 	addImage(t, c, "a/1", contents)
 	digest := object.Of(contents["usr/lib/text"])
-	if err := os.Remove(storedFile(t, s, digest)); err != nil {
+	if err := s.objects.Delete(t.Context(), digest); err != nil {
 		t.Fatal(err)
 	}
 	err := c.Fetch(t.Context(), []object.Digest{object.Of(contents["usr/lib/big"]), digest}, func(object.Piece) error { return nil })

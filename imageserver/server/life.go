@@ -158,6 +158,9 @@ func (s *Server) deleteDue(due []catalog.Due) ([]catalog.Due, error) {
 
 // Promote moves an alias.
 func (s *Server) Promote(ctx context.Context, request *pb.PromoteRequest) (*pb.PromoteResponse, error) {
+	if err := s.writable(); err != nil {
+		return nil, err
+	}
 	by := auth.PeerOf(ctx).Name
 	entry, before, err := s.options.Images.Promote(request.GetAlias(), request.GetName(), by)
 	if err != nil {
@@ -169,6 +172,9 @@ func (s *Server) Promote(ctx context.Context, request *pb.PromoteRequest) (*pb.P
 
 // SetExpiry sets when an image may go.
 func (s *Server) SetExpiry(ctx context.Context, request *pb.SetExpiryRequest) (*pb.SetExpiryResponse, error) {
+	if err := s.writable(); err != nil {
+		return nil, err
+	}
 	digest, err := optionalDigest(request.GetDigest())
 	if err != nil {
 		return nil, err
@@ -190,6 +196,9 @@ const maxKeep = 1 << 20
 
 // SetRetention sets how many images of a stream are kept.
 func (s *Server) SetRetention(ctx context.Context, request *pb.SetRetentionRequest) (*pb.SetRetentionResponse, error) {
+	if err := s.writable(); err != nil {
+		return nil, err
+	}
 	if err := catalog.CheckName(request.GetStream()); err != nil {
 		return nil, s.failed("SetRetention", err)
 	}
@@ -381,22 +390,40 @@ func (c *collection) sweep(ctx context.Context, batch []object.Info, gone map[st
 	if err := c.mark(ctx, gone); err != nil {
 		return err
 	}
+	var unneeded []object.Digest
+	var bytes uint64
 	for _, info := range batch {
 		switch {
 		case c.marked[info.Digest]:
-			continue
 		case s.uses.recent(info.Digest, c.since, s.options.Started):
 			c.answer.Recent++
-			continue
+		default:
+			unneeded = append(unneeded, info.Digest)
+			bytes += info.StoredSize
 		}
-		if !c.dryRun {
-			if err := s.options.Objects.Delete(ctx, info.Digest); err != nil {
-				return err
-			}
-			s.options.Metrics.deleted(1, info.StoredSize)
+	}
+	if !c.dryRun {
+		if err := deleteAll(ctx, s.options.Objects, unneeded); err != nil {
+			return err
 		}
-		c.answer.Objects++
-		c.answer.Bytes += info.StoredSize
+		s.options.Metrics.deleted(uint64(len(unneeded)), bytes)
+	}
+	c.answer.Objects += uint64(len(unneeded))
+	c.answer.Bytes += bytes
+	return nil
+}
+
+// deleteAll deletes objects, together where the store can.
+func deleteAll(ctx context.Context, store object.Store, digests []object.Digest) error {
+	if many, ok := store.(interface {
+		DeleteMany(ctx context.Context, digests []object.Digest) error
+	}); ok {
+		return many.DeleteMany(ctx, digests)
+	}
+	for _, digest := range digests {
+		if err := store.Delete(ctx, digest); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -94,6 +94,48 @@ func (m *Metrics) stored(objects, bytes uint64) {
 	m.storedBytes.Add(float64(int64(bytes))) // less than before where an object was packed better
 }
 
+// transfers shows the places.
+func (m *Metrics) transfers(p *places) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "imageserver_transfers", Help: "Transfers that run."},
+			func() float64 { running, _ := p.counts(); return float64(running) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "imageserver_transfers_waiting", Help: "Transfers that wait for a place."},
+			func() float64 { _, waiting := p.counts(); return float64(waiting) }))
+}
+
+// scrub shows what is known of damage.
+func (m *Metrics) scrub(ask func() Scrub) {
+	show := func(kind func(prometheus.GaugeOpts, func() float64) prometheus.GaugeFunc, name, help string, value func(Scrub) float64) {
+		m.registry.MustRegister(kind(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return value(ask()) }))
+	}
+	counter := func(name, help string, value func(Scrub) float64) {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return value(ask()) }))
+	}
+	counter("imageserver_scrubbed_objects_total", "Objects read and verified in the background.", func(s Scrub) float64 { return float64(s.Objects) })
+	counter("imageserver_scrubbed_bytes_total", "Bytes of them, as they are stored.", func(s Scrub) float64 { return float64(s.Bytes) })
+	counter("imageserver_damaged_objects_total", "Objects found damaged.", func(s Scrub) float64 { return float64(s.Damaged) })
+	counter("imageserver_healed_objects_total", "Damaged objects that were got from upstream.", func(s Scrub) float64 { return float64(s.Healed) })
+	show(prometheus.NewGaugeFunc, "imageserver_quarantined_objects", "Damaged objects that are not repaired.", func(s Scrub) float64 { return float64(len(s.Quarantined)) })
+	show(prometheus.NewGaugeFunc, "imageserver_unreadable_packs", "Packs that could not be read and were moved aside.", func(s Scrub) float64 { return float64(len(s.Packs)) })
+	show(prometheus.NewGaugeFunc, "imageserver_scrub_last_completed_timestamp_seconds", "When the whole store was last verified; 0: not since the start.", func(s Scrub) float64 {
+		if s.LastPass.IsZero() {
+			return 0
+		}
+		return float64(s.LastPass.Unix())
+	})
+}
+
+// Scrub is what is known of damage in the store.
+type Scrub struct {
+	Objects, Bytes  uint64 // verified since the start
+	Damaged, Healed uint64 // objects, since the start
+	LastPass        time.Time
+	// Quarantined are damaged objects that were moved aside and not repaired,
+	// Packs the names of whole packs that could not be read.
+	Quarantined []object.Digest
+	Packs       []string
+}
+
 // deleted counts objects that are gone.
 func (m *Metrics) deleted(objects, bytes uint64) {
 	m.objects.Sub(float64(objects))
@@ -177,6 +219,21 @@ func (t *timed) Stat(ctx context.Context, digests []object.Digest) ([]object.Inf
 func (t *timed) OpenStored(ctx context.Context, digest object.Digest) (*object.Stored, error) {
 	defer t.observe("open", time.Now())
 	return t.Store.OpenStored(ctx, digest)
+}
+
+// DeleteMany is the store's own where it has one.
+func (t *timed) DeleteMany(ctx context.Context, digests []object.Digest) error {
+	defer t.observe("delete", time.Now())
+	return deleteAll(ctx, t.Store, digests)
+}
+
+// Prefetch is the store's own where it has one.
+func (t *timed) Prefetch(digests []object.Digest) {
+	if ahead, ok := t.Store.(interface {
+		Prefetch(digests []object.Digest)
+	}); ok {
+		ahead.Prefetch(digests)
+	}
 }
 
 func (t *timed) Put(ctx context.Context, info object.Info, r io.Reader) error {

@@ -27,6 +27,15 @@ func (s *Server) GetObjects(request *pb.GetObjectsRequest, stream grpc.ServerStr
 	if err != nil {
 		return err
 	}
+	if err := s.places.take(stream.Context(), func() error { return stream.Send(&pb.GetObjectsResponse{}) }); err != nil {
+		return s.failed("GetObjects", err)
+	}
+	defer s.places.leave()
+	if ahead, ok := s.options.Objects.(interface {
+		Prefetch(digests []object.Digest)
+	}); ok {
+		ahead.Prefetch(digests)
+	}
 	group, ctx := errgroup.WithContext(stream.Context())
 	messages := make(chan *pb.GetObjectsResponse, s.options.Workers)
 	var next atomic.Int64
@@ -39,7 +48,7 @@ func (s *Server) GetObjects(request *pb.GetObjectsRequest, stream grpc.ServerStr
 					close(messages)
 				}
 			}()
-			r := &reader{store: s.options.Objects, messages: messages}
+			r := &reader{store: s.options.Objects, messages: messages, damaged: s.options.Damaged}
 			for {
 				i := next.Add(1) - 1
 				if i >= int64(len(digests)) {
@@ -53,7 +62,7 @@ func (s *Server) GetObjects(request *pb.GetObjectsRequest, stream grpc.ServerStr
 	}
 	group.Go(func() error {
 		for answer := range messages {
-			if err := stream.Send(answer); err != nil {
+			if err := sends(func() error { return stream.Send(answer) }); err != nil {
 				return err
 			}
 		}
@@ -72,10 +81,29 @@ type reader struct {
 	messages chan<- *pb.GetObjectsResponse
 	answer   *pb.GetObjectsResponse
 	buffer   []byte // its beginning is in answer, the rest is free
+	begun    bool   // a part of the object is in the messages
+	damaged  func(ctx context.Context, digest object.Digest)
 }
 
-// read puts one object into messages.
+// read puts one object into messages. A damaged one is read a second time after
+// somebody was told, who may have healed it.
 func (r *reader) read(ctx context.Context, digest object.Digest) error {
+	r.begun = false
+	err := r.readOnce(ctx, digest)
+	if r.damaged == nil || !errors.Is(err, object.ErrDamaged) {
+		return err
+	}
+	r.damaged(ctx, digest)
+	if r.begun {
+		return err
+	}
+	if again := r.readOnce(ctx, digest); again == nil || !errors.Is(again, object.ErrNotFound) {
+		return again
+	}
+	return err
+}
+
+func (r *reader) readOnce(ctx context.Context, digest object.Digest) error {
 	stored, err := r.store.OpenStored(ctx, digest)
 	if err != nil {
 		return err
@@ -164,6 +192,7 @@ func (r *reader) add(piece object.Piece) {
 	if r.answer == nil {
 		r.answer = &pb.GetObjectsResponse{}
 	}
+	r.begun = true
 	r.answer.Pieces = append(r.answer.Pieces, pieceToWire(piece))
 	r.buffer = r.buffer[len(piece.Data):]
 }
@@ -216,6 +245,13 @@ type largePut struct {
 // PutObjects takes objects. One goroutine receives, several verify and write,
 // one commits batches and acknowledges them in order.
 func (s *Server) PutObjects(stream grpc.BidiStreamingServer[pb.PutObjectsRequest, pb.PutObjectsResponse]) error {
+	if err := s.writable(); err != nil {
+		return err
+	}
+	if err := s.places.take(stream.Context(), func() error { return stream.Send(&pb.PutObjectsResponse{}) }); err != nil {
+		return s.failed("PutObjects", err)
+	}
+	defer s.places.leave()
 	defer s.uses.begin(time.Now())()
 	u := &upload{server: s, stream: stream, full: make(chan *writing, 1)}
 	group, ctx := errgroup.WithContext(stream.Context())

@@ -5,8 +5,10 @@ import (
 	"embed"
 	"fmt"
 	"html/template"
+	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -32,19 +34,78 @@ func (s *Server) Pages() (http.Handler, error) {
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) { s.statusPage(w, r, page) })
 	mux.Handle("/metrics", promhttp.HandlerFor(s.options.Metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.options.Ready(r.Context()); err != nil {
-			s.options.Log.Warn("not ready", "error", err)
-			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
+	mux.HandleFunc("/readyz", s.readiness)
 	return mux, nil
+}
+
+// readiness answers 200 where the server can do its work, else 503. Damaged
+// objects do not make it unready: everything else is served. With ?verbose it
+// says more, a line for each check.
+func (s *Server) readiness(w http.ResponseWriter, r *http.Request) {
+	err := s.options.Ready(r.Context())
+	if err != nil {
+		s.options.Log.Warn("not ready", "error", err)
+	}
+	verbose := r.URL.Query().Has("verbose")
+	switch {
+	case !verbose && err != nil:
+		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	case !verbose:
+		fmt.Fprintln(w, "ok")
+		return
+	}
+	var text strings.Builder
+	if err != nil {
+		fmt.Fprintf(&text, "[-] data: %v\n", err)
+	} else {
+		fmt.Fprintln(&text, "[+] data: ok")
+	}
+	running, waiting := s.places.counts()
+	mark := "[+]"
+	if waiting > 0 {
+		mark = "[!]"
+	}
+	fmt.Fprintf(&text, "%s transfers: %d of %d run, %d wait\n", mark, running, s.options.Transfers, waiting)
+	if s.options.Scrub != nil {
+		writeScrub(&text, s.options.Scrub())
+	}
+	if err != nil {
+		fmt.Fprintln(&text, "not ready")
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	} else {
+		fmt.Fprintln(&text, "ready")
+	}
+	// Who has gone away needs no answer.
+	_, _ = io.WriteString(w, text.String())
+}
+
+// shownDamaged is how many damaged objects are listed.
+const shownDamaged = 100
+
+func writeScrub(w io.Writer, scrub Scrub) {
+	pass := "none completed since the start"
+	if !scrub.LastPass.IsZero() {
+		pass = "the last completed " + scrub.LastPass.UTC().Format(time.RFC3339)
+	}
+	fmt.Fprintf(w, "[+] scrub: %d objects verified, %d found damaged, %d healed; passes: %s\n", scrub.Objects, scrub.Damaged, scrub.Healed, pass)
+	if len(scrub.Quarantined)+len(scrub.Packs) == 0 {
+		fmt.Fprintln(w, "[+] quarantine: empty")
+		return
+	}
+	fmt.Fprintf(w, "[!] quarantine: %d damaged objects, %d unreadable packs; add their images again\n", len(scrub.Quarantined), len(scrub.Packs))
+	for _, digest := range scrub.Quarantined[:min(len(scrub.Quarantined), shownDamaged)] {
+		fmt.Fprintln(w, "    "+digest.String())
+	}
+	for _, pack := range scrub.Packs {
+		fmt.Fprintln(w, "    pack "+pack)
+	}
 }
 
 // pageData is what page.html shows.
 type pageData struct {
+	Scrub   *Scrub
 	Version string
 	Started time.Time
 	Now     time.Time
@@ -63,6 +124,11 @@ func (s *Server) statusPage(w http.ResponseWriter, r *http.Request, page *templa
 	data := pageData{Version: s.options.Version, Started: s.options.Started.UTC(), Now: time.Now().UTC(), TLS: s.options.TLS}
 	if err := s.options.Ready(r.Context()); err != nil {
 		data.NotOK = err.Error()
+	}
+	if s.options.Scrub != nil {
+		scrub := s.options.Scrub()
+		scrub.Quarantined = scrub.Quarantined[:min(len(scrub.Quarantined), shownDamaged)]
+		data.Scrub = &scrub
 	}
 	entries := s.options.Images.List("")
 	slices.SortFunc(entries, func(a, b catalog.Entry) int { return b.Added.Compare(a.Added) })

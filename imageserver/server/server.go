@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
@@ -62,9 +63,20 @@ type Options struct {
 	Log     *slog.Logger
 	// Workers is how many goroutines read, decode and hash for one call.
 	Workers int
-	Version string    // shown on the page
-	Started time.Time // shown on the page; before it, no use of an object is known
-	TLS     bool      // shown on the page
+	// Transfers is how many calls send or take objects at once: 64
+	// where it is 0. Sixteen times as many wait in a queue.
+	Transfers int
+	// Damaged is told of an object that turned out damaged as it was read; after
+	// it returns, the object is read once more. nil: nobody is told.
+	Damaged func(ctx context.Context, digest object.Digest)
+	// Scrub says what is known of damage; nil where nobody looks for it.
+	Scrub func() Scrub
+	// ReadOnly refuses every change of what is there, except garbage collection,
+	// with this text where it is not empty.
+	ReadOnly string
+	Version  string    // shown on the page
+	Started  time.Time // shown on the page; before it, no use of an object is known
+	TLS      bool      // shown on the page
 }
 
 // Server is the service firstlight.imageserver.v1.ImageServer.
@@ -74,6 +86,10 @@ type Server struct {
 	health  *health.Server
 	sizes   sizeCache
 	uses    uses
+	places  *places
+	// manifests bounds how many manifests are decoded at once: each may take
+	// tens of megabytes, none takes long.
+	manifests *places
 	// collecting is held while garbage is collected.
 	collecting sync.Mutex
 }
@@ -89,7 +105,15 @@ func New(options Options) *Server {
 	if options.Begin == nil {
 		options.Begin = func() Batch { return single{options.Objects} }
 	}
-	return &Server{options: options, health: health.NewServer()}
+	if options.Transfers < 1 {
+		options.Transfers = defaultTransfers
+	}
+	s := &Server{options: options, health: health.NewServer(), places: newPlaces(options.Transfers), manifests: newPlaces(manifestsAtOnce)}
+	options.Metrics.transfers(s.places)
+	if options.Scrub != nil {
+		options.Metrics.scrub(options.Scrub)
+	}
+	return s
 }
 
 // Register adds the service and grpc.health.v1 to a gRPC server.
@@ -132,6 +156,21 @@ func (s single) Put(ctx context.Context, info object.Info, r io.Reader) error {
 func (single) Commit(ctx context.Context) error { return ctx.Err() }
 func (single) Abort() error                     { return nil }
 
+// manifestsAtOnce is how many manifests are decoded at once.
+const manifestsAtOnce = 8
+
+// defaultTransfers is how many transfers run at once unless something else is
+// said: several for each core of a large server, in a quarter of a gigabyte.
+const defaultTransfers = 64
+
+// writable is an error where the server may not be changed.
+func (s *Server) writable() error {
+	if s.options.ReadOnly == "" {
+		return nil
+	}
+	return status.Error(codes.FailedPrecondition, s.options.ReadOnly)
+}
+
 const (
 	maxDigests  = 65536
 	maxManifest = 512 << 20 // unpacked bytes
@@ -143,6 +182,10 @@ const (
 // GetImage sends an image's manifest.
 func (s *Server) GetImage(request *pb.GetImageRequest, stream grpc.ServerStreamingServer[pb.GetImageResponse]) error {
 	ctx := stream.Context()
+	if err := s.manifests.take(ctx, silent); err != nil {
+		return s.failed("GetImage", err)
+	}
+	defer s.manifests.leave()
 	entry, err := s.options.Images.Resolve(request.GetName())
 	if err != nil {
 		return s.failed("GetImage", err)
@@ -291,6 +334,13 @@ func (s *Server) HaveObjects(ctx context.Context, request *pb.HaveObjectsRequest
 // AddImage gives a manifest a name.
 func (s *Server) AddImage(stream grpc.ClientStreamingServer[pb.AddImageRequest, pb.AddImageResponse]) error {
 	ctx := stream.Context()
+	if err := s.writable(); err != nil {
+		return err
+	}
+	if err := s.manifests.take(ctx, silent); err != nil {
+		return s.failed("AddImage", err)
+	}
+	defer s.manifests.leave()
 	first, err := stream.Recv()
 	if err != nil {
 		return err
@@ -403,6 +453,9 @@ func receiveManifest(request *pb.AddImageRequest, stream grpc.ClientStreamingSer
 
 // DeleteImage takes a name away.
 func (s *Server) DeleteImage(ctx context.Context, request *pb.DeleteImageRequest) (*pb.DeleteImageResponse, error) {
+	if err := s.writable(); err != nil {
+		return nil, err
+	}
 	digest, err := optionalDigest(request.GetDigest())
 	if err != nil {
 		return nil, err
@@ -429,6 +482,22 @@ func (s *Server) DeleteImage(ctx context.Context, request *pb.DeleteImageRequest
 	return &pb.DeleteImageResponse{Image: s.imageToWire(entry)}, nil
 }
 
+// full says that the disk is full, so that a client can tell this from a busy
+// server.
+func (s *Server) full(call string, err error) error {
+	s.options.Log.Error("call failed", "call", call, "error", err)
+	answer := status.New(codes.ResourceExhausted, "the image server's disk is full: "+err.Error())
+	detailed, detailErr := answer.WithDetails(&errdetails.ErrorInfo{Reason: ReasonFull, Domain: pb.ImageServer_ServiceDesc.ServiceName})
+	if detailErr != nil {
+		return answer.Err()
+	}
+	return detailed.Err()
+}
+
+// ReasonFull is the reason (google.rpc.ErrorInfo) of RESOURCE_EXHAUSTED where the
+// disk is full; without it, the server is busy.
+const ReasonFull = "STORE_FULL"
+
 // failed is an error as it goes over the wire. What points at damage or a
 // failing disk is logged here, because only this machine's operator can mend it.
 func (s *Server) failed(call string, err error) error {
@@ -454,7 +523,7 @@ func (s *Server) failed(call string, err error) error {
 	case errors.Is(err, object.ErrDamaged), errors.Is(err, image.ErrMalformed):
 		code = codes.DataLoss
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		code = codes.ResourceExhausted
+		return s.full(call, err)
 	}
 	switch code {
 	case codes.DataLoss, codes.ResourceExhausted, codes.Internal:

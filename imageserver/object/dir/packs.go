@@ -65,12 +65,12 @@ type Error struct {
 // Error returns the message without its code.
 func (e *Error) Error() string { return e.text }
 
-// Code returns the stable code: IMG-020.
+// Code returns the stable code: IMG-025.
 func (e *Error) Code() string { return e.code }
 
-// ErrFormat (IMG-020): the directory has a layout that is newer than this
+// ErrFormat (IMG-025): the directory has a layout that is newer than this
 // program.
-var ErrFormat = &Error{"IMG-020", "the object store has a newer format than this program reads"}
+var ErrFormat = &Error{"IMG-025", "the object store has a newer format than this program reads"}
 
 // packFile is a pack. What it holds is in packs.at.
 type packFile struct {

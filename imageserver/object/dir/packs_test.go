@@ -152,7 +152,7 @@ func TestNewerFormatIsRefused(t *testing.T) {
 	}
 	_, err = dir.Open(path)
 	var coded interface{ Code() string }
-	if !errors.Is(err, dir.ErrFormat) || !errors.As(err, &coded) || coded.Code() != "IMG-020" {
+	if !errors.Is(err, dir.ErrFormat) || !errors.As(err, &coded) || coded.Code() != "IMG-025" {
 		t.Errorf("%v", err)
 	}
 }

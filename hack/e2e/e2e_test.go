@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/firstlight/firstlight/hack/lab"
@@ -27,6 +29,12 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 // run prepares the site and runs the tests. Whatever is missing is a failure
 // with its reason: a test that does not run proves nothing.
 func run(m *testing.M) int {
+	cleanup, err := ownTemp()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: %v\n", err)
+		return 1
+	}
+	defer cleanup()
 	products, err := lab.FindProducts(checkout)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: run these through make test-vm; missing:\n%v\n", err)
@@ -42,6 +50,28 @@ func run(m *testing.M) int {
 		return 1
 	}
 	return m.Run()
+}
+
+// ownTemp gives everything that the tests make for a while one place, which is
+// gone also when they are interrupted: disks are large. The machines and
+// servers end with this process in any case.
+func ownTemp() (cleanup func(), err error) {
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Setenv("TMPDIR", dir); err != nil {
+		return nil, err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		// What cannot be removed lies in the system's place for such things.
+		_ = os.RemoveAll(dir)
+		os.Exit(130)
+	}()
+	return func() { _ = os.RemoveAll(dir) }, nil
 }
 
 // TestInstall is the way of make demo: PXE, installation, kexec, login, power

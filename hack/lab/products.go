@@ -47,7 +47,7 @@ func FindProducts(checkout string) (Products, error) {
 		return Products{}, fmt.Errorf("finding what was built: %w", err)
 	}
 	if len(found) == 0 {
-		missing = append(missing, fmt.Errorf("there is no %s (hack/setup makes it)", pattern))
+		missing = append(missing, fmt.Errorf("there is no %s (make rootfs makes it)", pattern))
 	} else {
 		p.Root = found[0]
 	}

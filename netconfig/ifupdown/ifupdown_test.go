@@ -1,8 +1,6 @@
 package ifupdown_test
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,61 +12,10 @@ import (
 
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/ifupdown"
+	"github.com/firstlight/firstlight/netconfig/netconfigtest"
 )
 
-// configs are the resolved networks that the tests of netconfig keep.
-func configs(t *testing.T) map[string]netconfig.Config {
-	t.Helper()
-	paths, err := filepath.Glob("../testdata/*.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]netconfig.Config{}
-	for _, path := range paths {
-		name := strings.TrimSuffix(filepath.Base(path), ".json")
-		if name == "config" { // the example's own file
-			continue
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var config netconfig.Config
-		if err := json.Unmarshal(data, &config); err != nil {
-			t.Fatal(err)
-		}
-		out[name] = config
-	}
-	if len(out) < 10 {
-		t.Fatalf("only %d resolved networks in ../testdata", len(out))
-	}
-	return out
-}
-
-// UPDATE_GOLDEN=1 writes testdata.
-func TestRenderGolden(t *testing.T) {
-	for name, config := range configs(t) {
-		t.Run(name, func(t *testing.T) {
-			var got bytes.Buffer
-			for _, file := range ifupdown.Render(config, netconfig.ResolvConf) {
-				fmt.Fprintf(&got, "==> %s %#o\n%s", file.Path, file.Mode, file.Data)
-			}
-			path := filepath.Join("testdata", name+".golden")
-			if os.Getenv("UPDATE_GOLDEN") != "" {
-				if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got.String()); diff != "" {
-				t.Errorf("%s differs (-want +got):\n%s", path, diff)
-			}
-		})
-	}
-}
+func TestRenderGolden(t *testing.T) { netconfigtest.Golden(t, ifupdown.Render) }
 
 // interfacesFile writes /etc/network/interfaces of a Config to a temporary file.
 func interfacesFile(t *testing.T, config netconfig.Config) string {
@@ -91,7 +38,7 @@ func run(t *testing.T, name string, args ...string) string {
 
 // Debian's own ifquery must read the file as it was meant.
 func TestIfqueryReadsIt(t *testing.T) {
-	for name, config := range configs(t) {
+	for name, config := range netconfigtest.Configs(t) {
 		t.Run(name, func(t *testing.T) {
 			path := interfacesFile(t, config)
 			want := []string{"lo"}
@@ -119,7 +66,7 @@ func TestIfqueryReadsIt(t *testing.T) {
 
 // ifup says which commands it would run; the VLANs are its own.
 func TestIfupWouldRun(t *testing.T) {
-	path := interfacesFile(t, configs(t)["two-trunk-nics"])
+	path := interfacesFile(t, netconfigtest.Configs(t)["two-trunk-nics"])
 	out := run(t, "ifup", "-n", "-v", "-a", "--no-scripts", "-i", path, "--state-dir", t.TempDir())
 	last := 0
 	for _, want := range []string{
@@ -156,7 +103,7 @@ func netns(t *testing.T) func(args ...string) string {
 
 // The bridge, its address, port and default route, by the real ifup and ifdown.
 func TestIfupMakesTheBridge(t *testing.T) {
-	config := configs(t)["managed-host-subnet"]
+	config := netconfigtest.Configs(t)["managed-host-subnet"]
 	config.Interfaces = []netconfig.Interface{config.Interfaces[0], config.Interfaces[3]} // lan0 and br100
 	path, state := interfacesFile(t, config), t.TempDir()
 	in := netns(t)
@@ -187,7 +134,7 @@ func TestIfupMakesTheBridge(t *testing.T) {
 }
 
 func TestResolvConfKeepsAllServers(t *testing.T) {
-	config := configs(t)["one-nic"]
+	config := netconfigtest.Configs(t)["one-nic"]
 	config.DNS = append(config.DNS, config.DNS...)
 	files := ifupdown.Render(config, netconfig.ResolvConf)
 	got := string(files[len(files)-1].Data)

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +25,8 @@ import (
 
 func (c *common) imageCommand() *cobra.Command {
 	images := group("image", "Images on the image server")
-	images.AddCommand(c.imageAdd(), c.imageList(), c.imageShow(), c.imageGet(), c.imageDelete())
+	images.AddCommand(c.imageAdd(), c.imageList(), c.imageShow(), c.imageDiff(), c.imageGet(), c.imageExport(),
+		c.imageVerify(), c.imagePromote(), c.imageExpire(), c.imageDelete(), c.imageGC())
 	return images
 }
 
@@ -37,20 +40,29 @@ type added struct {
 	NewBytes      uint64  `json:"newBytes"`    // unpacked
 	PackedBytes   uint64  `json:"packedBytes"` // of the new objects, as they were sent
 	Seconds       float64 `json:"seconds"`
+	// Warnings say what the image lacks.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 func (c *common) imageAdd() *cobra.Command {
-	var arch string
+	var arch, kernel string
 	cmd := &cobra.Command{
 		Use:   "add NAME SOURCE",
-		Short: "Add an image from a tar (plain, gz, xz, zst; - is stdin) or a directory",
-		Long: `Add an image from a tar (plain, gz, xz or zst; - is stdin) or a directory.
+		Short: "Add an image from a tar, directory, container image, squashfs or disk image",
+		Long: `Add an image. SOURCE is
+	FILE                      a tar (plain, gz, xz, zst), a squashfs, or a disk image
+	                          (raw, qcow2), whichever it is; - is a tar on stdin
+	DIR                       a root file-system
+	oci:DIR[:REF]             an OCI image layout, also a tar of one
+	docker-archive:FILE[:TAG] what docker save wrote
+A container image has no kernel; --kernel-image takes one, with its modules and
+initrd, from another image of the server.
 
 Only objects that the server lacks are sent. NAME is a path that ends with a
 version, such as debian/12/2026-11-20.`,
 		Args: arguments(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			result, err := c.addImage(cmd.Context(), args[0], args[1], ingest.Options{Arch: arch})
+			result, err := c.addImage(cmd.Context(), args[0], args[1], kernel, ingest.Options{Arch: arch})
 			if err != nil {
 				return err
 			}
@@ -58,10 +70,11 @@ version, such as debian/12/2026-11-20.`,
 		},
 	}
 	cmd.Flags().StringVar(&arch, "arch", "", "`architecture` that the image must have: amd64, arm64 (default: what its programs say)")
+	cmd.Flags().StringVar(&kernel, "kernel-image", "", "`name` of the image to take kernel, initrd and modules from")
 	return cmd
 }
 
-func (c *common) addImage(ctx context.Context, name, source string, options ingest.Options) (result added, err error) {
+func (c *common) addImage(ctx context.Context, name, source, kernel string, options ingest.Options) (result added, err error) {
 	start := time.Now()
 	if err := catalog.CheckName(name); err != nil { // before hashing for a minute
 		return added{}, &usageError{err.Error()}
@@ -76,13 +89,15 @@ func (c *common) addImage(ctx context.Context, name, source string, options inge
 		return added{}, err
 	}
 	defer func() { err = errors.Join(err, input.close()) }()
+	if kernel != "" {
+		if _, options.Kernel, err = decoded(ctx, connection, kernel); err != nil {
+			return added{}, err
+		}
+	}
 
 	bar := c.startProgress("adding "+name, input.total)
 	manifest, moved, err := ingestAndUpload(ctx, connection, bar, func(ctx context.Context, sink ingest.Sink) (*image.Manifest, error) {
-		if input.directory {
-			return ingest.Directory(ctx, source, sink, options)
-		}
-		return ingest.Tar(ctx, bar.reader(input.reader), sink, options)
+		return input.read(ctx, bar, sink, options)
 	})
 	bar.end(err == nil)
 	if err != nil {
@@ -96,38 +111,81 @@ func (c *common) addImage(ctx context.Context, name, source string, options inge
 	if err != nil {
 		return added{}, err
 	}
+	warnings := lacks(manifest)
+	for _, text := range warnings {
+		fmt.Fprintln(c.err, "warning:", text)
+	}
 	return added{
-		Image: one, Existed: existed,
+		Warnings: warnings,
+		Image:    one, Existed: existed,
 		SharedObjects: moved.sharedObjects.Load(), SharedBytes: moved.sharedBytes.Load(),
 		NewObjects: moved.newObjects.Load(), NewBytes: moved.newBytes.Load(), PackedBytes: moved.packedBytes.Load(),
 		Seconds: time.Since(start).Seconds(),
 	}, nil
 }
 
+// lacks says what an image lacks to become a machine, and what to do.
+func lacks(m *image.Manifest) []string {
+	var warnings []string
+	switch {
+	case m.Attributes[image.AttrKernel] == "":
+		warnings = append(warnings, "the image has no kernel, so no machine can boot it; add it again with --kernel-image NAME, an image of the server that has one, or install one into the source")
+	case m.Attributes[image.AttrInitrd] == "":
+		warnings = append(warnings, "the image has a kernel, but no initrd for it; make one in the source (update-initramfs -c -k all, dracut --regenerate-all)")
+	}
+	if strings.Contains(m.Attributes[image.AttrPackageDatabase], "not read") {
+		warnings = append(warnings, "the image's rpm database is none in SQLite, so its packages are not known; everything else works")
+	}
+	return warnings
+}
+
 // source is where an image comes from.
 type source struct {
-	reader    io.Reader
-	directory bool
-	total     int64 // bytes of a file; 0 where it is not known
-	close     func() error
+	ingest.Source
+	reader io.Reader // of a tar
+	total  int64     // bytes of a tar; 0 where it is not known
+	close  func() error
 }
 
 func openSource(stdin io.Reader, name string) (source, error) {
-	if name == "-" {
-		return source{reader: stdin, close: func() error { return nil }}, nil
-	}
-	info, err := os.Stat(name)
-	if err != nil {
+	parsed, err := ingest.ParseSource(name)
+	nothing := func() error { return nil }
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return source{}, &usageError{err.Error()}
+	case err != nil:
+		return source{}, err
+	case parsed.Path == "-":
+		return source{Source: parsed, reader: stdin, close: nothing}, nil
+	case parsed.Kind != ingest.KindTar:
+		return source{Source: parsed, close: nothing}, nil
 	}
-	if info.IsDir() {
-		return source{directory: true, close: func() error { return nil }}, nil
-	}
-	file, err := os.Open(name)
+	file, err := os.Open(parsed.Path)
 	if err != nil {
 		return source{}, err
 	}
-	return source{reader: file, total: info.Size(), close: file.Close}, nil
+	info, err := file.Stat()
+	if err != nil {
+		return source{}, errors.Join(err, file.Close())
+	}
+	return source{Source: parsed, reader: file, total: info.Size(), close: file.Close}, nil
+}
+
+// read turns the source into a manifest.
+func (s source) read(ctx context.Context, bar *progress, sink ingest.Sink, options ingest.Options) (*image.Manifest, error) {
+	switch s.Kind {
+	case ingest.KindDirectory:
+		return ingest.Directory(ctx, s.Path, sink, options)
+	case ingest.KindOCI:
+		return ingest.OCI(ctx, s.Path, s.Ref, sink, options)
+	case ingest.KindDockerArchive:
+		return ingest.DockerArchive(ctx, s.Path, s.Ref, sink, options)
+	case ingest.KindSquashfs:
+		return ingest.Squashfs(ctx, s.Path, sink, options)
+	case ingest.KindDisk:
+		return ingest.Disk(ctx, s.Path, sink, options)
+	}
+	return ingest.Tar(ctx, bar.reader(s.reader), sink, options)
 }
 
 func printAdded(w io.Writer, a added) {
@@ -184,10 +242,10 @@ func (c *common) imageList() *cobra.Command {
 					images = []client.Image{} // "[]", not "null"
 				}
 				return c.print(images, func(w io.Writer) {
-					fmt.Fprintln(w, "NAME\tSYSTEM\tARCH\tSIZE\tFILES\tADDED")
+					fmt.Fprintln(w, "NAME\tSYSTEM\tARCH\tSIZE\tFILES\tADDED\tEXPIRES\tALIASES")
 					for _, one := range images {
-						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", one.Name, one.Attributes[image.AttrOSName], one.Attributes[image.AttrArch],
-							size(one.Bytes), one.Inodes, one.Added.Format(time.DateTime))
+						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", one.Name, one.Attributes[image.AttrOSName], one.Attributes[image.AttrArch],
+							size(one.Bytes), one.Inodes, one.Added.Format(time.DateTime), expiryText(one.Expires), strings.Join(one.Aliases, " "))
 					}
 				})
 			})
@@ -219,6 +277,10 @@ func (c *common) imageShow() *cobra.Command {
 					fmt.Fprintf(w, "image\t%s\n", found.Name)
 					fmt.Fprintf(w, "digest\t%s\n", found.Digest)
 					fmt.Fprintf(w, "added\t%s%s\n", found.Added.Format(time.DateTime), by(found.AddedBy))
+					fmt.Fprintf(w, "expires\t%s\n", expiryText(found.Expires))
+					if len(found.Aliases) > 0 {
+						fmt.Fprintf(w, "aliases\t%s\n", strings.Join(found.Aliases, " "))
+					}
 					printAttributes(w, found.Attributes)
 					fmt.Fprintf(w, "size\t%s in %d files, %d inodes\n", size(found.Bytes), found.Objects, found.Inodes)
 					fmt.Fprintf(w, "stored\t%s, manifest %s\n", size(result.StoredBytes), size(uint64(result.ManifestBytes)))
@@ -316,35 +378,6 @@ func writeOut(stdout io.Writer, name string, write func(io.Writer) error) (err e
 		return errors.Join(err, os.Remove(temporary.Name()))
 	}
 	return nil
-}
-
-func (c *common) imageDelete() *cobra.Command {
-	var yes bool
-	cmd := &cobra.Command{
-		Use: "delete NAME", Short: "Delete an image by its exact name; its files stay on the server", Args: arguments(1, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.connected(cmd.Context(), func(ctx context.Context, connection *client.Client) error {
-				one, err := connection.Find(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				if one.Name != args[0] {
-					return &usageError{fmt.Sprintf("%s is a stream; name one image, such as %s", args[0], one.Name)}
-				}
-				if err := c.confirm(yes, fmt.Sprintf("delete image %s (%s, added %s)", one.Name, one.Digest, one.Added.Format(time.DateTime))); err != nil {
-					return err
-				}
-				// Only what was shown is deleted.
-				gone, err := connection.Delete(ctx, one.Name, one.Digest)
-				if err != nil {
-					return err
-				}
-				return c.print(gone, func(w io.Writer) { fmt.Fprintf(w, "deleted\t%s\n", gone.Name) })
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	return cmd
 }
 
 // connected runs f with a connection to the image server.

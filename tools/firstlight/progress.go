@@ -73,6 +73,14 @@ func (p *progress) objects(n, sent uint64) {
 	p.sent.Add(sent)
 }
 
+// done counts bytes that need no reader to be counted.
+func (p *progress) done(n uint64) {
+	p.read.Add(n)
+	if p.bar != nil {
+		p.bar.IncrInt64(int64(n))
+	}
+}
+
 // reader counts what is read of the source.
 func (p *progress) reader(r io.Reader) io.Reader { return &counting{r, p} }
 

@@ -66,8 +66,8 @@ type role struct {
 	entry      *Entry
 	addresses  []netip.Prefix
 	gateways   []netip.Addr // of default routes
-	bridge     string // name of the bridge it is a port of
-	trunk      bool   // carries VLANs
+	bridge     string       // name of the bridge it is a port of
+	trunk      bool         // carries VLANs
 	bonded     bool
 	dhcp       bool
 	bridgeOnly bool

@@ -40,8 +40,10 @@ func TestInterruptedDemo(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	temp := t.TempDir()
 	cmd := exec.Command(demo)
 	cmd.Dir = checkout
+	cmd.Env = append(os.Environ(), "TMPDIR="+temp)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +54,7 @@ func TestInterruptedDemo(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	limit := time.AfterFunc(5*time.Minute, func() { _ = cmd.Process.Kill() })
+	limit := time.AfterFunc(10*time.Minute, func() { _ = cmd.Process.Kill() })
 	defer limit.Stop()
 	reached := false
 	for s := bufio.NewScanner(out); s.Scan(); {
@@ -66,6 +68,9 @@ func TestInterruptedDemo(t *testing.T) {
 	_ = cmd.Wait() // the exit status is looked at below
 	if !reached || cmd.ProcessState.ExitCode() != 130 {
 		t.Errorf("reached stage: %t, exit status %d, wanted 130:\n%s", reached, cmd.ProcessState.ExitCode(), &stderr)
+	}
+	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {

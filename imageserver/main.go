@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/firstlight/firstlight/imageserver/catalog/store"
+	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/dir"
 	"github.com/firstlight/firstlight/imageserver/scrub"
 	"github.com/firstlight/firstlight/imageserver/server"
+	"github.com/firstlight/firstlight/imageserver/upstream"
 	"github.com/firstlight/firstlight/proto/auth"
 )
 
@@ -97,11 +100,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	defer func() { err = errors.Join(err, images.Close()) }()
 
 	metrics := server.NewMetrics(version(), images.Len)
-	scrubber := scrub.New(scrub.Options{
-		Store: objects, BytesPerSecond: uint64(options.ScrubRate * (1 << 20)), Interval: options.ScrubInterval, Log: log,
-	})
-	service := server.New(server.Options{
-		Objects:   metrics.Timed("dir", objects),
+	timed := metrics.Timed("dir", objects)
+	settings := server.Options{
+		Objects:   timed,
 		Begin:     func() server.Batch { return metrics.TimedBatch("dir", objects.Begin()) },
 		Images:    images,
 		Ready:     func(context.Context) error { return ready(options.Data) },
@@ -109,12 +110,29 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		Log:       log,
 		Workers:   max(2, runtime.GOMAXPROCS(0)),
 		Transfers: options.MaxTransfers,
-		Damaged:   scrubber.Damaged,
-		Scrub:     func() server.Scrub { return scrubbed(scrubber, objects) },
 		Version:   version(),
 		Started:   time.Now(),
 		TLS:       !options.Insecure,
-	})
+	}
+	scrubbing := scrub.Options{Store: objects, BytesPerSecond: uint64(options.ScrubRate * (1 << 20)), Interval: options.ScrubInterval, Log: log}
+	if options.Upstream != "" {
+		dial, err := dialUpstream(options)
+		if err != nil {
+			return err
+		}
+		cache := upstream.New(upstream.Options{
+			Dial: dial, Objects: timed, Log: log,
+			Begin: func() upstream.Batch { return metrics.TimedBatch("dir", objects.Begin()) },
+		})
+		defer cache.Close()
+		settings.Objects, settings.Images = cache, upstream.NewImages(images, cache, log)
+		settings.ReadOnly = "this image server only gives out what " + options.Upstream + " has; change the images there"
+		scrubbing.Heal = cache.Get
+	}
+	scrubber := scrub.New(scrubbing)
+	settings.Damaged = scrubber.Damaged
+	settings.Scrub = func() server.Scrub { return scrubbed(scrubber, objects) }
+	service := server.New(settings)
 	mux.RPC = auth.NewServer(server.Policy(), options.Insecure, append(server.Tuning(), grpc.StatsHandler(metrics))...)
 	service.Register(mux.RPC)
 	if mux.Pages, err = service.Pages(); err != nil {
@@ -136,9 +154,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		defer close(kept)
 		service.Keep(counting)
 	}()
-	scrubbing := make(chan struct{})
+	scrubEnded := make(chan struct{})
 	go func() {
-		defer close(scrubbing)
+		defer close(scrubEnded)
 		if options.ScrubRate > 0 {
 			scrubber.Run(counting)
 		}
@@ -147,8 +165,26 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	stopCounting()
 	<-counted
 	<-kept
-	<-scrubbing
+	<-scrubEnded
 	return err
+}
+
+// dialUpstream is how the upstream server is reached.
+func dialUpstream(options options) (func(context.Context) (upstream.Source, error), error) {
+	settings := client.Options{Address: options.Upstream}
+	if ca := cmp.Or(options.UpstreamCA, options.ClientCA); ca != "" {
+		var err error
+		if settings.TLS, err = auth.ClientTLS(ca, options.UpstreamCert, options.UpstreamKey, time.Now()); err != nil {
+			return nil, err
+		}
+	}
+	return func(ctx context.Context) (upstream.Source, error) {
+		c, err := client.Dial(ctx, settings)
+		if err != nil {
+			return nil, err // a nil *client.Client would be a Source
+		}
+		return c, nil
+	}, nil
 }
 
 // scrubbed is what the pages show of damage.
@@ -177,6 +213,9 @@ func announce(log *slog.Logger, options options, address net.Addr) {
 		log.Warn("no TLS (--insecure): anyone who reaches this port may read, add and delete images")
 	} else if options.ClientCA == "" {
 		log.Warn("no --client-ca: nobody can add or delete images")
+	}
+	if options.Upstream != "" {
+		log.Info("images come from upstream", "address", options.Upstream)
 	}
 	log.Info("serving", "address", address.String(), "data", options.Data, "version", version())
 }

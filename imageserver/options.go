@@ -22,6 +22,10 @@ type options struct {
 	ClientCA          string
 	RequireClientCert bool
 	Insecure          bool
+	Upstream          string
+	UpstreamCA        string
+	UpstreamCert      string
+	UpstreamKey       string
 	MaxTransfers      int
 	ScrubRate         float64
 	ScrubInterval     time.Duration
@@ -57,6 +61,10 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.ClientCA, "client-ca", "", "PEM `file` of the CA that signs client certificates; without it nobody can write")
 	fs.BoolVar(&o.RequireClientCert, "require-client-cert", false, "refuse TLS connections without a client certificate, for reading too")
 	fs.BoolVar(&o.Insecure, "insecure", false, "no TLS: anyone may read and write; for a lab only")
+	fs.StringVar(&o.Upstream, "upstream", "", "`host:port` of an image server whose images this one gives out: what is not here is got from there and kept")
+	fs.StringVar(&o.UpstreamCA, "upstream-ca", "", "PEM `file` of the CA of the upstream server's certificate; without it --client-ca")
+	fs.StringVar(&o.UpstreamCert, "upstream-cert", "", "PEM `file` of a client certificate to show upstream, where it wants one")
+	fs.StringVar(&o.UpstreamKey, "upstream-key", "", "PEM `file` of its private key")
 	fs.IntVar(&o.MaxTransfers, "max-transfers", 64, "`number` of uploads and downloads that run at once; 16 times as many wait, more are refused")
 	fs.Float64Var(&o.ScrubRate, "scrub-rate", 10, "`MiB` per second at which stored objects are read and verified in the background; 0 turns that off")
 	fs.DurationVar(&o.ScrubInterval, "scrub-interval", 24*time.Hour, "`time` from one verification of the whole store to the next")
@@ -191,6 +199,9 @@ func (o options) check() error {
 	if o.ScrubRate < 0 || o.ScrubRate > 1<<20 || o.ScrubInterval < 0 {
 		return &usageError{errors.New("--scrub-rate is 0 to 1048576 MiB per second, --scrub-interval no negative time")}
 	}
+	if o.Upstream == "" && (o.UpstreamCA != "" || o.UpstreamCert != "" || o.UpstreamKey != "") {
+		return &usageError{errors.New("--upstream-ca, --upstream-cert and --upstream-key say how to reach --upstream HOST:PORT, which is missing")}
+	}
 	haveTLS := o.TLSCert != "" || o.TLSKey != "" || o.ClientCA != "" || o.RequireClientCert
 	switch {
 	case o.Insecure && haveTLS:
@@ -203,6 +214,8 @@ func (o options) check() error {
 and start
 	imageserver --data ` + o.Data + ` --tls-cert ~/.config/firstlight/secrets/imageserver.pem --tls-key ~/.config/firstlight/secrets/imageserver-key.pem --client-ca ~/.config/firstlight/secrets/CA.pem
 or, in a lab where anyone may change the images, give --insecure`, nil}
+	case o.Upstream != "" && o.UpstreamCA == "" && o.ClientCA == "":
+		return &startError{"SRV-001", "--upstream needs --upstream-ca FILE, the CA that signed that server's certificate (or --client-ca, where it is the same)", nil}
 	case o.RequireClientCert && o.ClientCA == "":
 		return &startError{"SRV-001", "--require-client-cert needs --client-ca FILE, the CA that signs client certificates", nil}
 	}

@@ -336,7 +336,7 @@ func (c *collection) progress() error {
 // mark notes what the images need. A manifest that cannot be read ends the
 // collection: nobody can say what its image needs.
 func (c *collection) mark(ctx context.Context, gone map[string]bool) error {
-	for _, entry := range c.server.options.Images.List("") {
+	for _, entry := range c.server.here() {
 		if gone[entry.Name] || c.seen[entry.Digest] {
 			continue
 		}
@@ -426,4 +426,13 @@ func deleteAll(ctx context.Context, store object.Store, digests []object.Digest)
 		}
 	}
 	return nil
+}
+
+// here are the images whose objects are kept here. Where the catalog is another
+// server's, those are the ones that were asked for.
+func (s *Server) here() []catalog.Entry {
+	if cache, ok := s.options.Images.(interface{ Here() []catalog.Entry }); ok {
+		return cache.Here()
+	}
+	return s.options.Images.List("")
 }

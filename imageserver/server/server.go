@@ -482,6 +482,13 @@ func (s *Server) DeleteImage(ctx context.Context, request *pb.DeleteImageRequest
 	return &pb.DeleteImageResponse{Image: s.imageToWire(entry)}, nil
 }
 
+// temporary says whether the same call may succeed later, as when upstream
+// cannot be reached.
+func temporary(err error) bool {
+	var e interface{ Temporary() bool }
+	return errors.As(err, &e) && e.Temporary()
+}
+
 // full says that the disk is full, so that a client can tell this from a busy
 // server.
 func (s *Server) full(call string, err error) error {
@@ -522,11 +529,13 @@ func (s *Server) failed(call string, err error) error {
 		code = codes.NotFound
 	case errors.Is(err, object.ErrDamaged), errors.Is(err, image.ErrMalformed):
 		code = codes.DataLoss
+	case temporary(err):
+		code = codes.Unavailable
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return s.full(call, err)
 	}
 	switch code {
-	case codes.DataLoss, codes.ResourceExhausted, codes.Internal:
+	case codes.DataLoss, codes.Unavailable, codes.Internal:
 		s.options.Log.Error("call failed", "call", call, "error", err)
 	}
 	return status.Error(code, err.Error())

@@ -226,6 +226,24 @@ func (s *Store) Add(entry catalog.Entry) (catalog.Entry, bool, error) {
 	return entry, false, nil
 }
 
+// Mirror writes an entry of another server's catalog, durably, as it is there,
+// in place of what has its name here.
+func (s *Store) Mirror(entry catalog.Entry) error {
+	if err := catalog.CheckName(entry.Name); err != nil {
+		return err
+	}
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if there, err := s.catalog.Get(entry.Name, entry.Digest); err == nil && there.Added.Equal(entry.Added) && there.Expires.Equal(entry.Expires) {
+		return nil
+	}
+	if err := s.write(entry); err != nil {
+		return fmt.Errorf("writing image %s into the catalog: %w", entry.Name, err)
+	}
+	s.catalog.Put(entry)
+	return nil
+}
+
 // Delete takes an entry out, durably, unless digest is not zero and the entry
 // has another, and returns it. The error is a *catalog.Error where there is
 // none.

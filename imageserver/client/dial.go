@@ -12,6 +12,7 @@ import (
 	"time"
 
 	pb "github.com/firstlight/firstlight/proto/imageserver/v1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -218,6 +219,10 @@ func (r *recordingConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// reasonFull is the reason of RESOURCE_EXHAUSTED where the server's disk is full;
+// without it, the server is busy.
+const reasonFull = "STORE_FULL"
+
 // failed turns what a call returned into an *Error. doing says what was being
 // done. Where ctx was cancelled by the caller, its error is wrapped.
 func (c *Client) failed(ctx context.Context, doing string, err error) error {
@@ -246,6 +251,13 @@ func (c *Client) failed(ctx context.Context, doing string, err error) error {
 		codes.PermissionDenied:   CodeRole,
 	}[answer.Code()]
 	switch answer.Code() {
+	case codes.ResourceExhausted:
+		code = CodeBusy
+		for _, detail := range answer.Details() {
+			if reason, ok := detail.(*errdetails.ErrorInfo); ok && reason.GetReason() == reasonFull {
+				code = CodeFull
+			}
+		}
 	case codes.Unavailable:
 		if c.connection.GetState() != connectivity.Ready && c.handshakes.last() != nil {
 			return c.unreachable(err)

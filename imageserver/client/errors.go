@@ -20,6 +20,8 @@ const (
 	CodeBadName      = "IMG-037" // no such name is possible
 	CodeOtherVersion = "IMG-038" // the server lacks this call
 	CodeServer       = "IMG-039" // the server could not
+	CodeFull         = "IMG-027" // the server's disk is full
+	CodeBusy         = "IMG-028" // more transfers than the server lets wait
 	CodeUntrusted    = "TRU-001" // certificate signed by someone else
 	CodeExpired      = "TRU-002" // certificate outside its time
 	CodeOtherHost    = "TRU-003" // certificate of another host
@@ -37,7 +39,7 @@ func (e *Error) Error() string {
 	return e.text
 }
 
-// Code is the stable code: IMG-030 to IMG-039, TRU-001 to TRU-007.
+// Code is the stable code: IMG-027, IMG-028, IMG-030 to IMG-039, TRU-001 to TRU-007.
 func (e *Error) Code() string { return e.code }
 
 // Unwrap is the cause.

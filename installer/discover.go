@@ -276,7 +276,9 @@ func (i *installation) useLease(lease dhcp.Lease) error {
 			return fmt.Errorf("writing /etc/resolv.conf: %w", err)
 		}
 	}
-	i.debugf(progress.Config, "lease: %+v", lease)
+	short := lease
+	short.Summary = "" // it has many lines
+	i.debugf(progress.Config, "lease: %+v", short)
 	i.lease, i.nic = &lease, netconfig.NIC{Name: lease.Interface, MAC: lease.MAC}
 	i.model.Logf(progress.Config, "%s has the address %s; the status page is http://%s:%d/", lease.Interface, lease.Address, lease.Address.Addr(), i.opt.port)
 	return nil
@@ -390,8 +392,9 @@ func (i *installation) imageServerAddress() string {
 	return i.config.ImageServer
 }
 
-// hasAddress says whether the machine has an address that is not its own
-// loopback's.
+// hasAddress says whether the machine has an IPv4 address that is not its own
+// loopback's. An IPv6 address makes itself wherever there is a router, and says
+// nothing about a lease.
 func hasAddress() bool {
 	addresses, err := net.InterfaceAddrs()
 	if err != nil {
@@ -399,7 +402,7 @@ func hasAddress() bool {
 	}
 	return slices.ContainsFunc(addresses, func(a net.Addr) bool {
 		network, ok := a.(*net.IPNet)
-		return ok && network.IP.IsGlobalUnicast()
+		return ok && network.IP.To4() != nil && network.IP.IsGlobalUnicast()
 	})
 }
 

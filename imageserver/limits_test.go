@@ -49,16 +49,13 @@ func TestManyClients(t *testing.T) {
 	for range 100 {
 		sizes = append(sizes, 10_000)
 	}
-	for range 2 {
-		sizes = append(sizes, 2<<20)
-	}
+	sizes = append(sizes, 2<<20)
 	digests := addImage(t, insecure(t, server.address), "a/1", 0, sizes...)
 	const clients = 200
 	var group sync.WaitGroup
 	var objects atomic.Int64
 	for n := range clients {
 		group.Go(func() {
-			// Small windows: the test's memory is not what is measured.
 			c, err := client.Dial(t.Context(), client.Options{Address: server.address, ConnectTimeout: time.Minute, Stall: time.Minute})
 			if err != nil {
 				t.Error(err)
@@ -97,6 +94,7 @@ func TestManyClients(t *testing.T) {
 // TestBusy: beyond the places and the queue, the answer is "busy", and those who
 // wait get their turn.
 func TestBusy(t *testing.T) {
+	t.Parallel()
 	server := start(t, "--data", t.TempDir(), "--insecure", "--scrub-rate", "0", "--max-transfers", "1")
 	c := insecure(t, server.address)
 	digests := addImage(t, c, "a/1", 0, 4<<20, 30<<20)

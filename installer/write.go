@@ -14,7 +14,7 @@ import (
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/target"
 	"github.com/firstlight/firstlight/netconfig"
-	"github.com/firstlight/firstlight/netconfig/ifupdown"
+	"github.com/firstlight/firstlight/netconfig/renderer"
 	"github.com/firstlight/firstlight/storage/mount"
 	"github.com/firstlight/firstlight/storage/tool"
 )
@@ -22,7 +22,7 @@ import (
 // writeIdentity writes what makes the new system this machine and no other:
 // its file-systems, keys, names and randomness.
 func (i *installation) writeIdentity(context.Context) error {
-	files := identityFiles(netconfig.Identity(i.plan.Network))
+	files := identityFiles(netconfig.Identity(i.plan.Network.Config))
 	if !i.opt.skipStorage {
 		files = append(files,
 			target.File{Path: "/etc/fstab", Mode: 0o644, Data: i.plan.Layout.Fstab()},
@@ -82,7 +82,20 @@ func (i *installation) writeNetwork(ctx context.Context) error {
 			Args: []string{i.configDir, i.opt.mountPoint, i.nic.Name, i.opt.tmpRoot},
 		})
 	}
-	return target.Write(i.root, identityFiles(ifupdown.Render(i.plan.Network, netconfig.ResolvConf))...)
+	return target.Write(i.root, identityFiles(networkFiles(i.plan.Network))...)
+}
+
+// networkFiles are the files of the one program that the plan names.
+func networkFiles(network plan.Network) []netconfig.File {
+	render, ok := renderer.Named(network.Renderer)
+	if !ok {
+		panic("the plan names the network renderer " + network.Renderer) // plan.New knows the table
+	}
+	files := render(network.Config, network.Resolver)
+	if network.WithoutCloudInit {
+		files = append(files, renderer.WithoutCloudInit())
+	}
+	return files
 }
 
 // identityFiles are netconfig's files as target writes them.

@@ -36,6 +36,15 @@ const (
 	// AttrNetwork lists network stacks, enabled ones first: ifupdown,
 	// networkd, netplan, networkmanager.
 	AttrNetwork = "network"
+	// AttrNetworkEnabled lists those of AttrNetwork that start with the
+	// system, in the same order.
+	AttrNetworkEnabled = "network.enabled"
+	// AttrResolver is "resolved" where systemd-resolved is enabled and owns
+	// /etc/resolv.conf.
+	AttrResolver = "resolver"
+	// AttrCloudInit is the path of the cloud-init program, which writes a
+	// network configuration of its own unless it is told not to.
+	AttrCloudInit = "cloud-init"
 	// AttrInitramfs is the program that makes initrds: initramfs-tools,
 	// dracut, mkinitcpio.
 	AttrInitramfs = "initramfs"

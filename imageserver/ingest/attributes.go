@@ -98,7 +98,11 @@ func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wan
 	set(image.AttrInitrd, k.initrd)
 
 	set(image.AttrBootloaders, strings.Join(s.bootloaders(), ","))
-	set(image.AttrNetwork, strings.Join(s.network(), ","))
+	enabled, others := s.network()
+	set(image.AttrNetwork, strings.Join(append(slices.Clone(enabled), others...), ","))
+	set(image.AttrNetworkEnabled, strings.Join(enabled, ","))
+	set(image.AttrResolver, s.resolver())
+	set(image.AttrCloudInit, s.program("cloud-init"))
 	initramfs := s.initramfs()
 	set(image.AttrInitramfs, initramfs)
 	set(image.AttrUnlock, strings.Join(s.unlock(initramfs), ","))
@@ -458,7 +462,7 @@ func (s *scan) enabled(unit string) bool {
 }
 
 // network lists the network stacks, those that are started at boot first.
-func (s *scan) network() []string {
+func (s *scan) network() (enabled, others []string) {
 	type stack struct {
 		name             string
 		there, isEnabled bool
@@ -470,7 +474,6 @@ func (s *scan) network() []string {
 		{"networkd", s.has("usr/lib/systemd/systemd-networkd") || s.has("lib/systemd/systemd-networkd"), s.enabled("systemd-networkd")},
 		{"networkmanager", s.program("NetworkManager") != "", s.enabled("NetworkManager")},
 	}
-	var enabled, others []string
 	for _, st := range stacks {
 		switch {
 		case st.there && st.isEnabled:
@@ -479,7 +482,20 @@ func (s *scan) network() []string {
 			others = append(others, st.name)
 		}
 	}
-	return append(enabled, others...)
+	return enabled, others
+}
+
+// resolver is "resolved" when systemd-resolved answers the image's programs:
+// resolv.conf(5) is a link into its directory, or is missing, and then systemd
+// makes that link at boot (tmpfiles.d/systemd-resolve.conf).
+func (s *scan) resolver() string {
+	if !s.enabled("systemd-resolved") {
+		return ""
+	}
+	if e, there := s.m.Lookup("etc/resolv.conf"); there && (e.Type != image.Symlink || !strings.Contains(e.Target, "run/systemd/resolve/")) {
+		return ""
+	}
+	return "resolved"
 }
 
 // initramfs names the program that makes initrds.

@@ -62,7 +62,7 @@ func TestAttributes(t *testing.T) {
 		), map[string]string{
 			image.AttrArch: "amd64", image.AttrOSID: "debian", image.AttrOSVersion: "12", image.AttrOSName: "Debian GNU/Linux 12 (bookworm)",
 			image.AttrKernel: "boot/vmlinuz-6.1.0-27-amd64", image.AttrKernelVersion: "6.1.0-27-amd64", image.AttrInitrd: "boot/initrd.img-6.1.0-27-amd64",
-			image.AttrBootloaders: "grub-pc,grub-efi,systemd-boot,shim", image.AttrNetwork: "ifupdown,networkd",
+			image.AttrBootloaders: "grub-pc,grub-efi,systemd-boot,shim", image.AttrNetwork: "ifupdown,networkd", image.AttrNetworkEnabled: "ifupdown",
 			image.AttrInitramfs: "initramfs-tools", image.AttrUnlock: "passphrase,keyfile", image.AttrCryptsetup: "usr/sbin/cryptsetup",
 			image.AttrPackages: lines("a 1:1-1 amd64", "b 2 all"), image.AttrPackageCount: "2", image.AttrPackageDatabase: "dpkg", image.AttrFileSystems: "ext4,swap,vfat",
 		}},
@@ -74,10 +74,13 @@ func TestAttributes(t *testing.T) {
 			symlink("etc/systemd/system/multi-user.target.wants/systemd-networkd.service", "/lib/systemd/system/systemd-networkd.service"),
 			symlink("etc/systemd/system/multi-user.target.wants/NetworkManager.service", "/lib/systemd/system/NetworkManager.service"),
 			symlink("etc/systemd/system/NetworkManager.service", "/dev/null"),
+			symlink("etc/systemd/system/sysinit.target.wants/systemd-resolved.service", "/usr/lib/systemd/system/systemd-resolved.service"),
+			symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"), program("usr/bin/cloud-init", "#!"),
 		), map[string]string{
 			image.AttrArch: "arm64", image.AttrOSID: "ubuntu", image.AttrOSVersion: "24.04",
 			image.AttrKernel: "boot/vmlinuz-6.8.0-31-generic", image.AttrKernelVersion: "6.8.0-31-generic", image.AttrInitrd: "boot/initrd.img-6.8.0-31-generic",
-			image.AttrNetwork: "netplan,networkd,networkmanager",
+			image.AttrNetwork: "netplan,networkd,networkmanager", image.AttrNetworkEnabled: "netplan,networkd",
+			image.AttrResolver: "resolved", image.AttrCloudInit: "usr/bin/cloud-init",
 		}},
 		"Fedora": {append(merged,
 			regular("usr/lib/os-release", "ID=fedora\nVERSION_ID=41\n"), program("usr/bin/bash", elfS390X),
@@ -99,7 +102,7 @@ func TestAttributes(t *testing.T) {
 		}, map[string]string{
 			image.AttrArch: "amd64", image.AttrOSID: "alpine", image.AttrOSVersion: "3.20.3",
 			image.AttrKernel: "boot/vmlinuz-lts", image.AttrKernelVersion: "6.6.58-0-lts", image.AttrInitrd: "boot/initramfs-lts",
-			image.AttrNetwork: "ifupdown", image.AttrInitramfs: "mkinitfs", image.AttrPackages: lines("busybox 1.36-r2 x86_64", "musl 1.2.5-r0 x86_64"), image.AttrPackageCount: "2", image.AttrPackageDatabase: "apk",
+			image.AttrNetwork: "ifupdown", image.AttrNetworkEnabled: "ifupdown", image.AttrInitramfs: "mkinitfs", image.AttrPackages: lines("busybox 1.36-r2 x86_64", "musl 1.2.5-r0 x86_64"), image.AttrPackageCount: "2", image.AttrPackageDatabase: "apk",
 		}},
 		"Arch": {append(merged,
 			regular("boot/vmlinuz-linux", "k"), regular("boot/initramfs-linux.img", "i"), directory("usr/lib/modules/6.11.5-arch1-1"),

@@ -70,7 +70,7 @@ type Install struct {
 	// WaitAfterFailureSeconds is how long the page of a failed installation stays
 	// up before the machine reboots; nil when the site does not say.
 	WaitAfterFailureSeconds *uint64
-	// NetworkRenderer names who configures the new OS's network: "ifupdown", or
-	// empty for what the image has.
+	// NetworkRenderer names who configures the new OS's network, one of
+	// netconfig/renderer, or empty for what the image starts.
 	NetworkRenderer string
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/netconfig/renderer"
 	"github.com/firstlight/firstlight/storage"
 )
 
@@ -351,12 +352,12 @@ func (r *reader) install(raw rawInstall) Install {
 		}
 		in.WaitAfterFailureSeconds = &wait.value
 	}
-	switch t := raw.NetworkRenderer; t.value {
-	case "", "ifupdown":
-	case "networkd", "netplan", "networkmanager":
-		r.mistake(CodeUnsupported, t.file, t.line, "%s: %q is not supported by this version: only ifupdown is", t.path, t.value)
-	default:
-		r.mistake(CodeValue, t.file, t.line, "%s: there is no network renderer %q%s", t.path, t.value, meant(t.value, []string{"ifupdown"}))
+	if t := raw.NetworkRenderer; t.value != "" && !slices.Contains(renderer.Names(), t.value) {
+		hint := meant(t.value, renderer.Names())
+		if hint == "" {
+			hint = ": have " + quotedList(renderer.Names())
+		}
+		r.mistake(CodeValue, t.file, t.line, "%s: there is no network renderer %q%s", t.path, t.value, hint)
 	}
 	return in
 }

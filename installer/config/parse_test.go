@@ -248,7 +248,7 @@ func TestMistakes(t *testing.T) {
 		"subnet without mask": {machine(`{"Subnets": [{"Id":"Dev","IpGateway":"10.0.0.1"}]}`), CodeValue, "config.json:1: Subnets[0] needs IpGateway and IpMask: together they say which addresses the subnet has"},
 		"mask of IPv6":        {machine(`{"Subnets": [{"Id":"Dev","IpGateway":"10.0.0.1","IpMask":"ffff::"}]}`), CodeValue, `config.json:1: Subnets[0].IpMask: the mask "ffff::" does not fit the address 10.0.0.1`},
 		"kernel options":      {machine(`{"Install": {"KernelOptions": "a$(b)"}}`), CodeValue, "config.json:1: Install.KernelOptions: kernel options contain '$': plain printable ASCII without any of $`\\';&|<>{} is possible"},
-		"other renderer":      {machine(`{"Install": {"NetworkRenderer": "netplan"}}`), CodeUnsupported, `config.json:1: Install.NetworkRenderer: "netplan" is not supported by this version: only ifupdown is`},
+		"other renderer":      {machine(`{"Install": {"NetworkRenderer": "wicked"}}`), CodeValue, `config.json:1: Install.NetworkRenderer: there is no network renderer "wicked": have "ifupdown", "networkd", "netplan", "networkmanager"`},
 		"no renderer":         {machine(`{"Install": {"NetworkRenderer": "ifupdwn"}}`), CodeValue, `config.json:1: Install.NetworkRenderer: there is no network renderer "ifupdwn": did you mean "ifupdown"?`},
 		"endless wait":        {machine(`{"Install": {"WaitAfterFailureSeconds": 604801}}`), CodeValue, "config.json:1: Install.WaitAfterFailureSeconds: at most 604800 (a week), not 604801"},
 		"no root":             {layout(`{"BootDriveLayout": [{"MountPoint": "/home"}]}`), CodeValue, "storage-layout.json: BootDriveLayout has no volume with the MountPoint /"},

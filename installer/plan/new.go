@@ -16,7 +16,6 @@ import (
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/inventory"
-	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/storage"
 )
 
@@ -266,20 +265,6 @@ func rootUUID(layout storage.Layout) string {
 		}
 	}
 	return ""
-}
-
-func (d *decision) decideNetwork() {
-	resolved, err := netconfig.Resolve(d.config.Network, d.machine.NICs)
-	if err != nil {
-		d.refusals.add(err)
-	} else {
-		d.plan.Network = resolved
-	}
-	renderer := cmp.Or(d.config.Install.NetworkRenderer, "ifupdown")
-	if have := d.image.Manifest.Attributes[image.AttrNetwork]; !slices.Contains(strings.Split(have, ","), renderer) {
-		d.refuse(CodeNoRenderer, "the network would be configured for %s, and image %s has %s: install %s in the image, or use -skipNetwork",
-			renderer, d.image.Name, cmp.Or(have, "no network programs that are known"), renderer)
-	}
 }
 
 // Memory that an installation needs besides what it stages, in bytes. The first

@@ -49,8 +49,8 @@ type Plan struct {
 	Tools  *ImageSummary  `json:"tools,omitempty"`
 	Layout storage.Layout `json:"layout"`
 	// Network is how the new OS will be connected.
-	Network netconfig.Config `json:"network"`
-	Boot    boot.Choice      `json:"boot"`
+	Network Network     `json:"network"`
+	Boot    boot.Choice `json:"boot"`
 	// HandOver is Kexec or Reboot.
 	HandOver string `json:"handOver"`
 
@@ -70,6 +70,18 @@ type Plan struct {
 	Lost     []string `json:"lost"`
 	Kept     []string `json:"kept"`
 	Warnings []string `json:"warnings"`
+}
+
+// Network is the new OS's network and who is told of it.
+type Network struct {
+	netconfig.Config
+	// Renderer is the name of the program for which it is written, see package
+	// netconfig/renderer; empty when nothing is written.
+	Renderer string             `json:"renderer,omitempty"`
+	Resolver netconfig.Resolver `json:"resolver,omitempty"`
+	// WithoutCloudInit says that the image has cloud-init, which is told to
+	// leave the network alone.
+	WithoutCloudInit bool `json:"withoutCloudInit,omitempty"`
 }
 
 // Machine says which machine the plan is for.

@@ -91,15 +91,16 @@ func debian(t testing.TB) Image {
 	dir := func(path string) image.Entry { return image.Entry{Path: path, Type: image.Dir, Mode: 0o755} }
 	m := &image.Manifest{
 		Attributes: map[string]string{
-			image.AttrArch:          "amd64",
-			image.AttrOSName:        "Debian GNU/Linux 12 (bookworm)",
-			image.AttrKernel:        "boot/vmlinuz-6.1.0-26-cloud-amd64",
-			image.AttrKernelVersion: "6.1.0-26-cloud-amd64",
-			image.AttrInitrd:        "boot/initrd.img-6.1.0-26-cloud-amd64",
-			image.AttrBootloaders:   "grub-pc",
-			image.AttrNetwork:       "ifupdown",
-			image.AttrCryptsetup:    "usr/sbin/cryptsetup",
-			image.AttrFileSystems:   "ext4,vfat",
+			image.AttrArch:           "amd64",
+			image.AttrOSName:         "Debian GNU/Linux 12 (bookworm)",
+			image.AttrKernel:         "boot/vmlinuz-6.1.0-26-cloud-amd64",
+			image.AttrKernelVersion:  "6.1.0-26-cloud-amd64",
+			image.AttrInitrd:         "boot/initrd.img-6.1.0-26-cloud-amd64",
+			image.AttrBootloaders:    "grub-pc",
+			image.AttrNetwork:        "ifupdown,networkd",
+			image.AttrNetworkEnabled: "ifupdown",
+			image.AttrCryptsetup:     "usr/sbin/cryptsetup",
+			image.AttrFileSystems:    "ext4,vfat",
 		},
 		Entries: []image.Entry{
 			dir("."), dir("boot"),
@@ -383,11 +384,19 @@ func TestRefusals(t *testing.T) {
 			},
 			CodeNoCryptsetup, []string{"Encrypt"},
 		},
-		"no ifupdown in the image": {
+		"no network programs in the image": {
 			func(_ *config.Config, _ *inventory.Document, i *Image) {
-				i.Manifest.Attributes[image.AttrNetwork] = "networkd"
+				delete(i.Manifest.Attributes, image.AttrNetwork)
 			},
 			CodeNoRenderer, []string{"ifupdown", "networkd"},
+		},
+		"another renderer than the image has": {
+			func(c *config.Config, _ *inventory.Document, _ *Image) { c.Install.NetworkRenderer = "netplan" },
+			CodeNoRenderer, []string{"netplan", "ifupdown, networkd"},
+		},
+		"a renderer that the image does not start": {
+			func(c *config.Config, _ *inventory.Document, _ *Image) { c.Install.NetworkRenderer = "networkd" },
+			CodeNotEnabled, []string{"networkd", "NetworkRenderer to ifupdown"},
 		},
 	}
 	for name, test := range tests {
@@ -544,4 +553,59 @@ func hexText(s string) string {
 		b.WriteByte("0123456789abcdef"[s[i]&15])
 	}
 	return b.String()
+}
+
+// TestRenderer chooses one writer of the network, and tells of the others.
+func TestRenderer(t *testing.T) {
+	for name, test := range map[string]struct {
+		have, enabled, wanted, want string
+		warnings                    []string
+	}{
+		"the only one":               {"ifupdown", "ifupdown", "", "ifupdown", nil},
+		"the first that is enabled":  {"networkd,ifupdown", "networkd", "", "networkd", nil},
+		"as asked for":               {"ifupdown,networkmanager", "ifupdown,networkmanager", "networkmanager", "networkmanager", []string{"starts ifupdown as well as networkmanager"}},
+		"netplan works by networkd":  {"netplan,networkd", "netplan,networkd", "", "netplan", nil},
+		"networkd beside netplan":    {"netplan,networkd", "netplan,networkd", "networkd", "networkd", []string{"starts netplan as well"}},
+		"one that nobody knows here": {"wicked,ifupdown", "wicked,ifupdown", "", "ifupdown", []string{"starts wicked"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, d, img := siteConfig(), machine(), debian(t)
+			c.Warnings = nil
+			c.Install.NetworkRenderer = test.wanted
+			img.Manifest.Attributes[image.AttrNetwork] = test.have
+			img.Manifest.Attributes[image.AttrNetworkEnabled] = test.enabled
+			img.Manifest.Attributes[image.AttrCloudInit] = "usr/bin/cloud-init"
+			p, err := New(c, d, img)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Network.Renderer != test.want || !p.Network.WithoutCloudInit {
+				t.Errorf("network %+v; want renderer %s, without cloud-init", p.Network, test.want)
+			}
+			if len(p.Warnings) != len(test.warnings) {
+				t.Fatalf("warnings %q, want %d", p.Warnings, len(test.warnings))
+			}
+			for i, want := range test.warnings {
+				if !strings.Contains(p.Warnings[i], want) {
+					t.Errorf("warning %q, want %q", p.Warnings[i], want)
+				}
+			}
+		})
+	}
+}
+
+func TestNameServersByDHCPReachSomebody(t *testing.T) {
+	c, d, img := siteConfig(), machine(), debian(t)
+	c.Network.Entries = []netconfig.Entry{{}}
+	img.Manifest.Attributes[image.AttrNetwork] = "networkd"
+	img.Manifest.Attributes[image.AttrNetworkEnabled] = "networkd"
+	p, err := New(c, d, img)
+	if err != nil || !slices.ContainsFunc(p.Warnings, func(w string) bool { return strings.Contains(w, "systemd-resolved") }) {
+		t.Errorf("warnings %q, error %v: want one of systemd-resolved", p.Warnings, err)
+	}
+	img.Manifest.Attributes[image.AttrResolver] = "resolved"
+	p, err = New(c, d, img)
+	if err != nil || slices.ContainsFunc(p.Warnings, func(w string) bool { return strings.Contains(w, "systemd-resolved") }) {
+		t.Errorf("warnings %q, error %v: want none of systemd-resolved", p.Warnings, err)
+	}
 }

@@ -16,6 +16,7 @@ const (
 	CodeNoProgram    = "IMG-064" // a program that the layout needs is nowhere
 	CodeNoCryptsetup = "LUK-020" // the image cannot open encrypted volumes
 	CodeNoRenderer   = "CNF-020" // the image does not have the network programs
+	CodeNotEnabled   = "CNF-021" // the image does not start the network programs
 )
 
 // Error is one refusal of this package.

@@ -134,8 +134,8 @@ func (p Plan) network(t *text) {
 		if i.AcceptRA {
 			words = append(words, "IPv6 by router advertisements")
 		}
-		if i.Gateway.IsValid() {
-			words = append(words, "gateway "+i.Gateway.String())
+		for _, gateway := range i.Gateways() {
+			words = append(words, "gateway "+gateway.String())
 		}
 		t.field(title, i.Name+": "+words[0], words[1:]...)
 		title = ""
@@ -143,6 +143,9 @@ func (p Plan) network(t *text) {
 	var names []string
 	for _, a := range n.DNS {
 		names = append(names, a.String())
+	}
+	if n.Renderer != "" {
+		t.field("", "written for "+n.Renderer)
 	}
 	if len(names) > 0 {
 		t.field("", "DNS "+strings.Join(names, " "), prefixed("search ", strings.Join(n.Search, " ")))

@@ -51,24 +51,24 @@ func superviseInstallation(ctx context.Context, opt options, stdout io.Writer) e
 	defer i.closePage()
 
 	err = i.run(ctx)
+	if err != nil && !opt.dryRun && ctx.Err() == nil {
+		err = i.rebootAfterFailure(ctx, err)
+	}
 	if errors.Is(context.Cause(ctx), errRestart) {
 		model.Log(progress.Finish, "starting afresh")
 		i.closePage()
 		return restart()
 	}
-	if err != nil && !opt.dryRun && ctx.Err() == nil {
-		err = i.rebootAfterFailure(ctx, err)
-		if errors.Is(context.Cause(ctx), errRestart) {
-			i.closePage()
-			return restart()
-		}
-	}
 	return err
 }
 
 // rebootAfterFailure leaves page and console up for a while, then restarts
-// the machine: whatever was wrong may be over by then.
+// the machine: whatever was wrong may be over by then. A machine that runs from
+// a disk is somebody else's, and is never restarted.
 func (i *installation) rebootAfterFailure(ctx context.Context, failure error) error {
+	if !i.env.inMemory {
+		return failure
+	}
 	wait := i.waitAfterFailure()
 	at := time.Now().Add(wait)
 	i.model.Next("reboot", at)

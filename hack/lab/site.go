@@ -95,11 +95,17 @@ func (s *Site) addImage(ctx context.Context) error {
 	}
 	defer server.Stop()
 	start := time.Now()
-	if err := s.firstlight(ctx, "image", "add", s.Image, s.Products.Root, "--imageserver", server.Address(), "--site", s.Dir, "--quiet"); err != nil {
+	if err := s.Add(ctx, server, s.Image, s.Products.Root); err != nil {
 		return err
 	}
 	s.Said("image %s added in %.1f s", s.Image, time.Since(start).Seconds())
 	return os.WriteFile(mark, []byte(s.Image), 0o644)
+}
+
+// Add adds an image to a server that is running: source is what `firstlight
+// image add` takes.
+func (s *Site) Add(ctx context.Context, server *Server, name, source string) error {
+	return s.firstlight(ctx, "image", "add", name, source, "--imageserver", server.Address(), "--site", s.Dir, "--quiet")
 }
 
 // Kernel and Initramfs are what machines of this site boot with: Debian's

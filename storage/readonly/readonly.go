@@ -182,12 +182,6 @@ func (a *Attached) Close() error {
 	return errors.Join(all...)
 }
 
-func (a *Attached) log(format string, args ...any) {
-	if a.options.Log != nil {
-		a.options.Log(fmt.Sprintf(format, args...))
-	}
-}
-
 func (a *Attached) warn(format string, args ...any) {
 	if a.options.Warn != nil {
 		a.options.Warn(fmt.Sprintf(format, args...))

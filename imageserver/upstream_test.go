@@ -36,13 +36,23 @@ func insecure(t *testing.T, address string) *client.Client {
 	return c
 }
 
-// addImage adds an image of files of these sizes.
+// addImage adds an image of files of these sizes and returns its objects, the
+// manifest last.
 func addImage(t *testing.T, c *client.Client, name string, seed uint64, sizes ...int) []object.Digest {
 	t.Helper()
+	digests, err := tryAdd(t.Context(), c, name, seed, sizes...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return digests
+}
+
+// tryAdd is addImage that may fail.
+func tryAdd(ctx context.Context, c *client.Client, name string, seed uint64, sizes ...int) ([]object.Digest, error) {
 	m := &image.Manifest{Entries: []image.Entry{{Path: ".", Type: image.Dir, Mode: 0o755}}}
 	var digests []object.Digest
 	n := 0
-	err := c.Upload(t.Context(), func(context.Context) (client.Offer, error) {
+	err := c.Upload(ctx, func(context.Context) (client.Offer, error) {
 		if n == len(sizes) {
 			return client.Offer{}, io.EOF
 		}
@@ -54,16 +64,14 @@ func addImage(t *testing.T, c *client.Client, name string, seed uint64, sizes ..
 		return o, nil
 	})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	raw, err := image.Encode(m)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	if _, _, err := c.AddImage(t.Context(), name, raw); err != nil {
-		t.Fatal(err)
-	}
-	return append(digests, object.Of(raw))
+	_, _, err = c.AddImage(ctx, name, raw)
+	return append(digests, object.Of(raw)), err
 }
 
 // fetchAll fetches and verifies objects.

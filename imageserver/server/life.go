@@ -250,7 +250,6 @@ func (s *Server) CollectGarbage(request *pb.CollectGarbageRequest, stream grpc.S
 	if !s.collecting.TryLock() {
 		return status.Error(codes.FailedPrecondition, "garbage is being collected already")
 	}
-	defer s.collecting.Unlock()
 	grace := defaultGrace
 	if request.GraceSeconds != nil {
 		grace = time.Duration(min(request.GetGraceSeconds(), uint64((1<<62)/time.Second))) * time.Second
@@ -259,7 +258,10 @@ func (s *Server) CollectGarbage(request *pb.CollectGarbageRequest, stream grpc.S
 		server: s, dryRun: request.GetDryRun(), stream: stream, sent: time.Now(),
 		since: s.uses.since(time.Now(), grace), marked: make(map[object.Digest]bool), seen: make(map[object.Digest]bool),
 	}
-	if err := c.run(stream.Context()); err != nil {
+	err := c.run(stream.Context())
+	// Before the last answer: who has it may begin again at once.
+	s.collecting.Unlock()
+	if err != nil {
 		return s.failed("CollectGarbage", err)
 	}
 	if !c.dryRun {

@@ -308,7 +308,8 @@ func fromDocker(ctx context.Context, source files, ref string, sink Sink, option
 		for _, tag := range one.RepoTags {
 			tags = append(tags, fmt.Sprintf("%.100q", tag))
 		}
-		if ref == "" || slices.Contains(one.RepoTags, ref) {
+		// Some write the registry that was left out, docker.io/library.
+		if ref == "" || slices.ContainsFunc(one.RepoTags, func(tag string) bool { return tag == ref || strings.HasSuffix(tag, "/"+ref) }) {
 			found = append(found, one)
 		}
 	}

@@ -165,7 +165,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, object.ErrNotFound):
 		return exitNotFound
-	case errors.Is(err, object.ErrDamaged), errors.Is(err, object.ErrRefused), errors.Is(err, image.ErrMalformed), errors.Is(err, ingest.ErrSource):
+	case errors.Is(err, object.ErrDamaged), errors.Is(err, object.ErrRefused), errors.Is(err, image.ErrMalformed), errors.Is(err, ingest.ErrSource), errors.Is(err, ingest.ErrContainer):
 		return exitDamaged
 	case errors.As(err, &coded):
 		return exitCodeOf(coded.Code())

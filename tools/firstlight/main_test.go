@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/firstlight/firstlight/imageserver/catalog/store"
+	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/dir"
 	"github.com/firstlight/firstlight/imageserver/server"
 	"github.com/firstlight/firstlight/proto/auth"
@@ -24,6 +25,7 @@ import (
 // lab is a site directory and its image server.
 type lab struct {
 	site, address, data string
+	objects             object.Store
 }
 
 func newLab(t *testing.T) *lab {
@@ -36,6 +38,7 @@ func newLab(t *testing.T) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.objects = objects
 	images, err := store.Open(l.data, time.Now)
 	if err != nil {
 		t.Fatal(err)

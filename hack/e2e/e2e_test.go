@@ -111,6 +111,10 @@ func TestInstall(t *testing.T) {
 		t.Errorf("wrong order on the console: plan %d, commit %d, storage %d, hand-over %d", plan, commit, storage, over)
 	}
 	t.Logf("installed in %s: %v; peak memory %d MB", result.Install, result.Took, result.PeakMemory>>20)
+	t.Run("reuse", func(t *testing.T) {
+		// The volumes beside / are encrypted; their keys lie in it.
+		reuseFrom(t, filepath.Join(directory, "disk.raw")).check(t, "/dev/vda2 (ext4)", "/dev/vda3, decrypted (ext4)")
+	})
 }
 
 // keptLines are the lines of a console, shown only when the test fails.

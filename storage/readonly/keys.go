@@ -198,7 +198,7 @@ func (a *Attached) unlock(ctx context.Context, p place) (opened bool, err error)
 			Stdin: bytes.Clone(k),
 		})
 		if err = luks.Explain("opening "+p.name, err); err == nil {
-			return true, a.mapping(ctx, "/dev/mapper/"+name, p.name+", decrypted", luks.Close(name))
+			return true, a.mapping(ctx, func() (string, error) { return dmNode(name) }, p.name+", decrypted", luks.Close(name))
 		}
 		if !errors.Is(err, luks.ErrKey) {
 			break

@@ -474,5 +474,5 @@ func (a *Attached) mapSegments(ctx context.Context, full string, segments []segm
 	if err := a.tool(ctx, create); err != nil {
 		return err
 	}
-	return a.mapping(ctx, "/dev/mapper/"+name, full, tool.Cmd{Name: "dmsetup", Args: []string{"remove", "--noudevsync", name}})
+	return a.mapping(ctx, func() (string, error) { return dmNode(name) }, full, tool.Cmd{Name: "dmsetup", Args: []string{"remove", "--noudevsync", name}})
 }

@@ -121,5 +121,5 @@ func (a *Attached) assemble(ctx context.Context, group []member) error {
 		_ = a.tool(ctx, stop) // there may be nothing to stop
 		return err
 	}
-	return a.mapping(ctx, node, fmt.Sprintf("RAID %d on %s", group[0].level, strings.Join(names, " and ")), stop)
+	return a.mapping(ctx, func() (string, error) { return node, nil }, fmt.Sprintf("RAID %d on %s", group[0].level, strings.Join(names, " and ")), stop)
 }

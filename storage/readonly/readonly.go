@@ -417,9 +417,14 @@ func (a *Attached) tool(ctx context.Context, c tool.Cmd) error {
 }
 
 // mapping takes in a block device that a program has made over our loop devices,
-// and looks at what lies in it; close is the program's run that removes it.
-func (a *Attached) mapping(ctx context.Context, node, name string, close tool.Cmd) error {
-	a.undo = append(a.undo, undo{node, func() error { return a.tool(context.Background(), close) }})
+// and looks at what lies in it. find tells its node, close is the program's run
+// that removes it.
+func (a *Attached) mapping(ctx context.Context, find func() (string, error), name string, close tool.Cmd) error {
+	a.undo = append(a.undo, undo{name, func() error { return a.tool(context.Background(), close) }})
+	node, err := find()
+	if err != nil {
+		return err
+	}
 	if err := block.WaitFor(ctx, node, a.options.Step); err != nil {
 		return err
 	}
@@ -435,7 +440,23 @@ func (a *Attached) mapping(ctx context.Context, node, name string, close tool.Cm
 	return nil
 }
 
-// mapName is a new name below /dev/mapper.
+// dmNode is the node of a device-mapper device. The kernel makes it (devtmpfs);
+// whether there is one below /dev/mapper depends on udev and on the program.
+func dmNode(name string) (string, error) {
+	files, err := filepath.Glob("/sys/block/dm-*/dm/name")
+	if err != nil {
+		return "", err
+	}
+	for _, file := range files {
+		// One that goes away meanwhile is not ours.
+		if text, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(text)) == name {
+			return filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(file)))), nil
+		}
+	}
+	return "", fmt.Errorf("the kernel has no mapping %s", name)
+}
+
+// mapName is a new name of a mapping.
 func (a *Attached) mapName() string {
 	a.number++
 	return fmt.Sprintf("firstlight-old-%d", a.number)

@@ -51,7 +51,9 @@ func New(c config.Config, machine inventory.Document, img Image, skip ...Skip) (
 	if !slices.Contains(skip, SkipStorage) {
 		d.decideStorage()
 	}
-	if !slices.Contains(skip, SkipNetwork) {
+	if slices.Contains(skip, SkipNetwork) {
+		d.plan.Network.Hostname = c.Network.Hostname // its name is the machine's, not the network's
+	} else {
 		d.decideNetwork()
 	}
 	d.decideTools()

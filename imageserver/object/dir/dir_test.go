@@ -37,7 +37,7 @@ func open(t testing.TB, path string) *dir.Store {
 
 func TestStore(t *testing.T) {
 	objecttest.TestStore(t, func(t *testing.T) object.Store {
-		path := t.TempDir()
+		path := memory(t)
 		s := open(t, path)
 		t.Cleanup(func() {
 			// Whatever was refused, no unfinished file stays.
@@ -47,6 +47,22 @@ func TestStore(t *testing.T) {
 		})
 		return s
 	})
+}
+
+// memory is a directory in memory where there is one: what is tested is what is
+// written and synced in which order, not how fast the disk is.
+func memory(t testing.TB) string {
+	t.Helper()
+	path, err := os.MkdirTemp("/dev/shm", "firstlight-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(path); err != nil {
+			t.Error(err)
+		}
+	})
+	return path
 }
 
 // files returns the regular files below path.
@@ -86,7 +102,7 @@ func file(t testing.TB, path string, d object.Digest) string {
 
 // A person can check an object with zstdcat and sha256sum.
 func TestFilesAreOrdinary(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	for _, content := range [][]byte{objecttest.Text(1, 8<<20), objecttest.Noise(1, 400_000)} {
 		info := put(t, s, content)
@@ -101,7 +117,7 @@ func TestFilesAreOrdinary(t *testing.T) {
 // and putting the object again repairs it.
 func TestDamageIsFoundAndRepaired(t *testing.T) {
 	ctx := context.Background()
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	for _, content := range [][]byte{
 		objecttest.Noise(1, 400_000), objecttest.Text(2, 8*zstd.Whole), objecttest.Noise(2, 2*zstd.Whole),
@@ -159,7 +175,7 @@ func TestDamageIsFoundAndRepaired(t *testing.T) {
 func TestOtherEncodingReplaces(t *testing.T) {
 	ctx := context.Background()
 	for _, size := range []int{5000, 400_000, 8 << 20} {
-		path := t.TempDir()
+		path := memory(t)
 		s := open(t, path)
 		content := objecttest.Text(1, size)
 		raw := object.Info{Digest: object.Of(content), Size: uint64(size), StoredSize: uint64(size)}
@@ -186,7 +202,7 @@ func TestOtherEncodingReplaces(t *testing.T) {
 
 func TestBatchIsInvisibleBeforeCommit(t *testing.T) {
 	ctx := context.Background()
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	b := s.Begin()
 	var digests []object.Digest
@@ -276,7 +292,7 @@ func putForever(path string) error {
 // What was acknowledged is there after kill -9, everything that is there is
 // whole, and what was unfinished goes away.
 func TestKilled(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	for round := range 3 {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), putterPath+"="+path)
@@ -329,7 +345,7 @@ func TestKilled(t *testing.T) {
 // What was acknowledged is there after kill -9, also while objects are deleted
 // and packs are written anew, and what was deleted is not.
 func TestKilledWhileDeleting(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	there, unknown := make(map[int]bool), make(map[int]bool)
 	for round := range 4 {
 		cmd := exec.Command(os.Args[0])
@@ -401,7 +417,7 @@ func TestKilledWhileDeleting(t *testing.T) {
 // A second process does not clean up under the first one's feet.
 func TestTwoAtOnce(t *testing.T) {
 	ctx := context.Background()
-	path := t.TempDir()
+	path := memory(t)
 	first := open(t, path)
 	b := first.Begin()
 	info, encoded := objecttest.Encode(objecttest.Text(1, 1000))
@@ -421,7 +437,7 @@ func TestTwoAtOnce(t *testing.T) {
 func BenchmarkBatch(b *testing.B) {
 	ctx := context.Background()
 	for b.Loop() {
-		s := open(b, b.TempDir())
+		s := open(b, memory(b))
 		batch := s.Begin()
 		for i := range 12_000 {
 			info, encoded := objecttest.Encode(objecttest.Text(uint64(i), 2000))

@@ -227,20 +227,26 @@ func (p *packs) reload() (broken []string, err error) {
 	for i, f := range added {
 		byName[f.name] = failures[i]
 	}
-	return broken, p.take(added, byName, there, &broken, stat.ModTime(), before)
+	broken = p.take(added, byName, there)
+	p.changed = time.Time{}
+	if before.Sub(stat.ModTime()) > settled {
+		p.changed = stat.ModTime()
+	}
+	return broken, nil
 }
 
-// take puts what reload read into the index.
-func (p *packs) take(added []*finishedPack, failures map[string]error, there map[string]bool, broken *[]string, modified, before time.Time) error {
+// take puts what reload read into the index, and returns the names of what could
+// not be read.
+func (p *packs) take(added []*finishedPack, failures map[string]error, there map[string]bool) (broken []string) {
 	for _, f := range added {
 		switch err := failures[f.name]; {
 		case err == nil:
 			p.addLocked(f.packFile, f.locations, nil)
 		case errors.Is(err, fs.ErrNotExist): // written anew just now
-		case errors.Is(err, pack.ErrFormat):
-			return fmt.Errorf("%s: %w", f.name, err)
 		default:
-			*broken = append(*broken, f.name)
+			// Also a version that this program does not know: of a newer layout
+			// packs/format would have told.
+			broken = append(broken, f.name)
 		}
 	}
 	for name, f := range p.files {
@@ -248,11 +254,7 @@ func (p *packs) take(added []*finishedPack, failures map[string]error, there map
 			p.drop(f)
 		}
 	}
-	p.changed = time.Time{}
-	if before.Sub(modified) > settled {
-		p.changed = modified
-	}
-	return nil
+	return broken
 }
 
 // drop forgets a pack that is not there any more.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,7 +68,7 @@ func packFiles(t testing.TB, path string) []string {
 // A store of 100,000 objects, the images of years, is open within 2 seconds, and
 // there are few files to open for serving them.
 func TestOpensQuickly(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	var digests []object.Digest
 	for n := range 10 {
@@ -95,7 +96,7 @@ func TestOpensQuickly(t *testing.T) {
 
 // Packs have 4 MiB, and the object that filled them.
 func TestPackSize(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	digests := fill(t, s, 0, 90, 200_000)
 	packs := packFiles(t, path)
@@ -112,7 +113,7 @@ func TestPackSize(t *testing.T) {
 
 // A store of the time before packs is used as it is.
 func TestFilesOfFormatOne(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	content := objecttest.Text(1, 5000)
 	info, encoded := objecttest.Encode(content)
 	name := filepath.Join(path, "objects", info.Digest.Hex()[:2], info.Digest.Hex()+".zst")
@@ -139,7 +140,7 @@ func TestFilesOfFormatOne(t *testing.T) {
 }
 
 func TestNewerFormatIsRefused(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	s, err := dir.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +161,7 @@ func TestNewerFormatIsRefused(t *testing.T) {
 // What is deleted stays deleted, and its room comes back while others read.
 func TestDeletedFromPacks(t *testing.T) {
 	ctx := context.Background()
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	digests := fill(t, s, 0, 2000, 5000)
 	kept, gone := digests[:700], digests[700:]
@@ -214,7 +215,7 @@ func TestDeletedFromPacks(t *testing.T) {
 
 // Many small uploads do not make many packs.
 func TestSmallPacksAreMerged(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	var digests []object.Digest
 	for i := range 200 {
@@ -232,7 +233,7 @@ func TestSmallPacksAreMerged(t *testing.T) {
 func TestDamagedPack(t *testing.T) {
 	ctx := context.Background()
 	for _, fraction := range []float64{0.1, 0.5, 0.9} {
-		path := t.TempDir()
+		path := memory(t)
 		s := open(t, path)
 		digests := fill(t, s, 0, 50, 3000)
 		name := packFiles(t, path)[0]
@@ -288,7 +289,7 @@ func TestUnreadablePack(t *testing.T) {
 		"cut off": func(b []byte) []byte { return b[:len(b)-1000] },
 		"empty":   func([]byte) []byte { return nil },
 	} {
-		path := t.TempDir()
+		path := memory(t)
 		s, err := dir.Open(path)
 		if err != nil {
 			t.Fatal(err)
@@ -322,7 +323,7 @@ func TestUnreadablePack(t *testing.T) {
 // Damaged files are moved aside too, whatever the damage.
 func TestScrubFiles(t *testing.T) {
 	ctx := context.Background()
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	for _, content := range [][]byte{objecttest.Noise(1, 400_000), objecttest.Text(2, 8*zstd.Whole)} {
 		info := put(t, s, content)
@@ -364,7 +365,7 @@ func TestScrubFiles(t *testing.T) {
 // A line of the dead that a killed process cut off does not count, and the next
 // one is not lost behind it.
 func TestDeadCutOff(t *testing.T) {
-	path := t.TempDir()
+	path := memory(t)
 	s := open(t, path)
 	digests := fill(t, s, 0, 30, 3000)
 	if err := s.Delete(t.Context(), digests[0]); err != nil {
@@ -441,4 +442,85 @@ func content(i int) []byte {
 func worked(i int) object.Info {
 	c := content(i)
 	return object.Info{Digest: object.Of(c), Size: uint64(len(c)), StoredSize: uint64(len(c))}
+}
+
+// Thousands of random flips anywhere in the store, also in its indexes and in
+// the list of the dead: what is given out is whole, or it is an error.
+func TestRandomFlips(t *testing.T) {
+	ctx := context.Background()
+	path := memory(t)
+	s, err := dir.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digests := fill(t, s, 0, 200, 500)
+	digests = append(digests, fill(t, s, 1000, 1, 300_000)...)
+	if err := s.DeleteMany(ctx, digests[:20]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, below := range []string{"packs", "objects"} {
+		for _, name := range files(t, filepath.Join(path, below)) {
+			if filepath.Base(name) != "format" {
+				names = append(names, name)
+			}
+		}
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	found := 0
+	const rounds = 60
+	for range rounds {
+		name := names[random.IntN(len(names))]
+		whole, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flipped := bytes.Clone(whole)
+		for range 50 {
+			flipped[random.IntN(len(flipped))] ^= 1 << random.IntN(8)
+		}
+		if err := os.WriteFile(name, flipped, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := dir.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		noticed := false
+		for i, d := range digests {
+			r, err := s.Open(ctx, d)
+			if err == nil {
+				var got []byte
+				got, err = io.ReadAll(r)
+				if err == nil && object.Of(got) != d {
+					t.Error("wrong bytes were given out as whole")
+				}
+				err = errors.Join(err, r.Close())
+			}
+			noticed = noticed || (err == nil) != (i >= 20)
+			if err != nil && !errors.Is(err, object.ErrDamaged) && !errors.Is(err, object.ErrNotFound) {
+				t.Error(err)
+			}
+		}
+		if noticed {
+			found++
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		// As it was, also if it was moved aside.
+		if err := os.RemoveAll(filepath.Join(path, "quarantine")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Flips may fall into what does not count, such as deleted objects.
+	if found < rounds*9/10 {
+		t.Errorf("only %d of %d times was anything noticed", found, rounds)
+	}
 }

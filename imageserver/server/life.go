@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/firstlight/firstlight/imageserver/catalog"
@@ -54,7 +55,26 @@ type uses struct {
 
 	mutex   sync.Mutex
 	last    map[object.Digest]time.Time
-	uploads map[*time.Time]struct{} // by when they began
+	uploads map[*uploading]struct{}
+}
+
+// uploading is an upload that runs, or that ended lately and whose image has not
+// come yet.
+type uploading struct {
+	connection   string
+	began, ended time.Time // ended is zero while it runs
+}
+
+// linger is how long an upload that has ended protects like one that runs, unless
+// an image came over the same connection.
+const linger = time.Minute
+
+// connectionOf tells connections apart.
+func connectionOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		return p.Addr.String()
+	}
+	return ""
 }
 
 func (u *uses) note(now time.Time, digests ...object.Digest) {
@@ -69,30 +89,44 @@ func (u *uses) note(now time.Time, digests ...object.Digest) {
 }
 
 // begin notes an upload; its end is to be called when it is over.
-func (u *uses) begin(now time.Time) (end func()) {
+func (u *uses) begin(ctx context.Context) (end func()) {
 	u.mutex.Lock()
 	defer u.mutex.Unlock()
 	if u.uploads == nil {
-		u.uploads = make(map[*time.Time]struct{})
+		u.uploads = make(map[*uploading]struct{})
 	}
-	key := &now
-	u.uploads[key] = struct{}{}
+	one := &uploading{connection: connectionOf(ctx), began: time.Now()}
+	u.uploads[one] = struct{}{}
 	return func() {
 		u.mutex.Lock()
 		defer u.mutex.Unlock()
-		delete(u.uploads, key)
+		one.ended = time.Now()
+	}
+}
+
+// arrived notes that an image came over the connection of uploads that ended.
+func (u *uses) arrived(ctx context.Context) {
+	u.mutex.Lock()
+	defer u.mutex.Unlock()
+	connection := connectionOf(ctx)
+	for one := range u.uploads {
+		if !one.ended.IsZero() && (one.connection == connection || time.Since(one.ended) > linger) {
+			delete(u.uploads, one)
+		}
 	}
 }
 
 // since is the time before which a use protects no more: now less the grace, but
-// not after the beginning of an upload that runs.
+// not after the beginning of an upload that runs or has just ended.
 func (u *uses) since(now time.Time, grace time.Duration) time.Time {
 	u.mutex.Lock()
 	defer u.mutex.Unlock()
 	since := now.Add(-grace)
-	for began := range u.uploads {
-		if began.Before(since) {
-			since = *began
+	for one := range u.uploads {
+		if !one.ended.IsZero() && now.Sub(one.ended) > linger {
+			delete(u.uploads, one)
+		} else if one.began.Before(since) {
+			since = one.began
 		}
 	}
 	return since

@@ -252,7 +252,7 @@ func (s *Server) PutObjects(stream grpc.BidiStreamingServer[pb.PutObjectsRequest
 		return s.failed("PutObjects", err)
 	}
 	defer s.places.leave()
-	defer s.uses.begin(time.Now())()
+	defer s.uses.begin(stream.Context())()
 	u := &upload{server: s, stream: stream, full: make(chan *writing, 1)}
 	group, ctx := errgroup.WithContext(stream.Context())
 	group.Go(func() error { return u.commit(ctx) })

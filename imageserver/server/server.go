@@ -374,6 +374,7 @@ func (s *Server) AddImage(stream grpc.ClientStreamingServer[pb.AddImageRequest, 
 	if err != nil {
 		return s.failed("AddImage", err)
 	}
+	s.uses.arrived(ctx)
 	return stream.SendAndClose(&pb.AddImageResponse{Image: s.imageToWire(added), Existed: existed})
 }
 

@@ -194,6 +194,33 @@ func (f Failure) Summary() string {
 	return fmt.Sprintf("FAILED %s: %s; %s", f.Code, text, disks)
 }
 
+// Session is somebody's shell in the installer.
+type Session struct {
+	Number    uint32       `json:"number"`
+	Who       string       `json:"who"` // the name in their certificate
+	Programme string       `json:"programme"`
+	Since     time.Time    `json:"since"`
+	State     SessionState `json:"state"`
+	Observers int          `json:"observers,omitempty"` // how many look on
+}
+
+// SessionState says whether somebody works in a session.
+type SessionState string
+
+// The states of a session.
+const (
+	SessionAttached SessionState = "attached"
+	SessionLost     SessionState = "lost"     // the connection is cut; it waits a while
+	SessionDetached SessionState = "detached" // left running on purpose
+)
+
+// Hold is somebody's wish that the installer wait.
+type Hold struct {
+	Before string    `json:"before"` // the name of a phase, or "hand-over"
+	By     string    `json:"by"`
+	Since  time.Time `json:"since"`
+}
+
 // Next is what the installer will do by itself.
 type Next struct {
 	Text string    `json:"text"`         // "reboot"
@@ -216,6 +243,8 @@ type Snapshot struct {
 	DisksChanged bool           `json:"disksChanged"`
 	Failure      *Failure       `json:"failure,omitempty"`
 	Next         *Next          `json:"next,omitempty"`
+	Sessions     []Session      `json:"sessions,omitempty"`
+	Holds        []Hold         `json:"holds,omitempty"`
 }
 
 // Current lists the phases that are running or waiting.
@@ -289,6 +318,8 @@ type Model struct {
 	disksChanged bool
 	failure      *Failure
 	next         *Next
+	sessions     []Session
+	holds        []Hold
 	ratio        float64
 	lines        ring[Line]
 	events       ring[Event]
@@ -506,6 +537,23 @@ func (m *Model) Next(text string, at time.Time) {
 	m.mu.Unlock()
 }
 
+// Sessions says which shells there are now.
+func (m *Model) Sessions(sessions []Session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sessions = slices.Clone(sessions)
+	for n := range m.sessions {
+		m.sessions[n].Who, m.sessions[n].Programme = clean(sessions[n].Who), clean(sessions[n].Programme)
+	}
+}
+
+// Holds says who holds the installation now.
+func (m *Model) Holds(holds []Hold) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.holds = slices.Clone(holds)
+}
+
 // Errors counts the failures by code.
 func (m *Model) Errors() map[string]uint64 {
 	m.mu.Lock()
@@ -522,6 +570,7 @@ func (m *Model) Snapshot() Snapshot {
 		Format: Format, Time: now.UTC(), Seconds: now.Sub(m.start).Seconds(), Facts: m.facts,
 		Warnings: append([]string{}, m.warnings...), DisksChanged: m.disksChanged,
 		Objects: []SourceStatus{}, Disks: []DiskStatus{},
+		Sessions: slices.Clone(m.sessions), Holds: slices.Clone(m.holds),
 	}
 	var reached, whole float64
 	for _, name := range Phases() {

@@ -46,7 +46,7 @@ func (p Plan) Text() string {
 		t.line("", "")
 	}
 
-	p.network(t)
+	p.Network.write(t)
 	if p.Boot.Kernel != "" {
 		t.field("Boot", "by "+strings.Join(p.Boot.Loaders, ", ")+": "+p.Boot.Kernel)
 		t.field("", p.Boot.CommandLine)
@@ -105,8 +105,14 @@ func (p Plan) disk(t *text, d storage.DiskLayout, first bool) {
 	t.line("", "")
 }
 
-func (p Plan) network(t *text) {
-	n := p.Network
+// Text is the network for a person to read, as it stands in the plan's Text.
+func (n Network) Text() string {
+	t := new(text)
+	n.write(t)
+	return t.b.String()
+}
+
+func (n Network) write(t *text) {
 	if len(n.Interfaces) == 0 {
 		t.field("Network", "is not configured by this plan")
 		return

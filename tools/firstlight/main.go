@@ -20,6 +20,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/ingest"
 	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/tools/pki"
 )
 
@@ -50,7 +51,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, streams
 
 // newRoot is the tree of commands.
 func newRoot(c *common) *cobra.Command {
-	root := group("firstlight", "Installs operating systems on bare machines: images, keys, boot media")
+	root := group("firstlight", "Installs operating systems on bare machines: images, plans, keys, boot media")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err.Error()} })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return c.complete(cmd) }
@@ -64,7 +65,7 @@ func newRoot(c *common) *cobra.Command {
 	flags.StringVar(&c.output, "output", "table", "`format` of results: table or json")
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	flags.BoolVar(&c.quiet, "quiet", false, "no progress")
-	root.AddCommand(c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.versionCommand())
+	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.planCommand(), c.versionCommand())
 	return root
 }
 
@@ -152,6 +153,7 @@ func exitCode(err error) int {
 	var usage *usageError
 	var refused *refusedError
 	var coded interface{ Code() string }
+	var refusals plan.Refusals
 	switch {
 	case err == nil:
 		return exitOK
@@ -159,7 +161,7 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &refused):
+	case errors.As(err, &refused), errors.As(err, &refusals):
 		return exitRefused
 	case errors.Is(err, object.ErrDigest):
 		return exitUsage
@@ -192,7 +194,7 @@ func exitCodeOf(code string) int {
 	switch {
 	case strings.HasPrefix(code, "TRU-"):
 		return exitTrust
-	case strings.HasPrefix(code, "CFG-"):
+	case strings.HasPrefix(code, "CFG-"), strings.HasPrefix(code, "CNF-"):
 		return exitInvalid
 	}
 	return exitFailed

@@ -340,8 +340,9 @@ func (r *run) volume(ctx context.Context, v storage.Volume) error {
 	if err := r.mount(v); err != nil {
 		return err
 	}
-	close(r.mounted[p.MountPoint])
+	// In this order: the volumes in it are ready only after it.
 	r.options.Ready(p.MountPoint)
+	close(r.mounted[p.MountPoint])
 	return nil
 }
 

@@ -51,7 +51,9 @@ func dial(ctx context.Context, options Options) (*Client, error) {
 		grpc.WithTransportCredentials(&recordingCredentials{transport, c.handshakes}),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			connection, err := new(net.Dialer).DialContext(ctx, "tcp", address)
-			c.handshakes.record(err)
+			if err != nil {
+				c.handshakes.record(err)
+			}
 			return connection, err
 		}),
 		grpc.WithNoProxy(),
@@ -166,8 +168,9 @@ func withPort(address string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// handshakes remembers why the last connection failed: gRPC reports it as
-// text, and later errors hide it.
+// handshakes remembers why the last connection failed, until the server has
+// said something on another: gRPC reports it as text, and may have dialled
+// again before anybody asks.
 type handshakes struct {
 	mutex sync.Mutex
 	err   error
@@ -177,6 +180,12 @@ func (h *handshakes) record(err error) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	h.err = err
+}
+
+// isAlert is true for a TLS alert that the server sent.
+func isAlert(err error) bool {
+	var network *net.OpError
+	return errors.As(err, &network) && network.Op == "remote error"
 }
 
 func (h *handshakes) last() error {
@@ -212,9 +221,26 @@ type recordingConn struct {
 
 func (r *recordingConn) Read(p []byte) (int, error) {
 	n, err := r.Conn.Read(p)
-	var network *net.OpError
-	if errors.As(err, &network) && network.Op == "remote error" {
+	switch {
+	case isAlert(err):
 		r.handshakes.record(err)
+	case n > 0:
+		r.handshakes.record(nil)
+	}
+	return n, err
+}
+
+// alertWait is how long an alert may take that came before a connection broke.
+const alertWait = time.Second
+
+// Write looks, where it fails, for the alert that says why: the server closes
+// right after it, and whoever writes then is told of the broken connection
+// only.
+func (r *recordingConn) Write(p []byte) (int, error) {
+	n, err := r.Conn.Write(p)
+	if err != nil && r.Conn.SetReadDeadline(time.Now().Add(alertWait)) == nil {
+		// What else it brings is of no use on a connection that is broken.
+		_, _ = r.Read(make([]byte, 1))
 	}
 	return n, err
 }

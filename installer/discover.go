@@ -95,7 +95,7 @@ func (i *installation) readConfig(ctx context.Context) error {
 	}
 	i.model.Describe(func(f *progress.Facts) { f.Machine = i.config.Network.Hostname })
 	if *i.boardDir != "" {
-		if err := i.useConfiguredAddress(); err != nil {
+		if err := i.useConfiguredAddress(ctx); err != nil {
 			return err
 		}
 	}
@@ -205,6 +205,9 @@ func (i *installation) leaseAndConfigure(ctx context.Context) error {
 	if !i.env.inMemory {
 		return i.useNetworkAsItIs()
 	}
+	if asked, err := i.useCommandLine(ctx); asked || err != nil {
+		return err
+	}
 	lease, err := i.askForLease(ctx)
 	if err != nil {
 		return err
@@ -298,10 +301,14 @@ func (i *installation) keepLease(lease dhcp.Lease) {
 }
 
 // useConfiguredAddress gives the machine the address that config.json has for
-// it, where no lease was asked for and no address is there yet.
-func (i *installation) useConfiguredAddress() error {
+// it, where no lease was asked for and no address is there yet; what the kernel
+// command line asks for goes before it.
+func (i *installation) useConfiguredAddress(ctx context.Context) error {
 	if !i.env.inMemory {
 		return i.useNetworkAsItIs()
+	}
+	if asked, err := i.useCommandLine(ctx); asked || err != nil {
+		return err
 	}
 	nics, err := link.List(i.env.sys)
 	if err != nil {
@@ -356,7 +363,7 @@ func (i *installation) takeInventory(ctx context.Context) error {
 		return err
 	}
 	for n := range found.NICs {
-		found.NICs[n].Lease = i.lease != nil && found.NICs[n].Name == i.lease.Interface
+		found.NICs[n].Lease = i.lease != nil && found.NICs[n].Name == i.nic.Name
 	}
 	if i.opt.driveSelector != "" {
 		i.model.Log(progress.Inventory, "running "+i.opt.driveSelector)

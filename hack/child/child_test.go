@@ -2,8 +2,10 @@ package child
 
 import (
 	"bufio"
+	"bytes"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -74,10 +76,31 @@ func TestStopEndsTheWholeGroup(t *testing.T) {
 	if err := c.Wait(t.Context()); err == nil {
 		t.Error("a killed child ended without an error")
 	}
-	if err := syscall.Kill(-c.PID(), 0); err == nil {
-		time.Sleep(200 * time.Millisecond)
-		if err := syscall.Kill(-c.PID(), 0); err == nil {
-			t.Error("something of the child's group is left")
+	for deadline := time.Now().Add(20 * time.Second); alive(t, c.PID()); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("something of the child's group is left")
 		}
 	}
+}
+
+// alive says whether any process of the group has not ended. A zombie has: it
+// waits only for init to take note.
+func alive(t *testing.T, group int) bool {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range stats {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		// proc_pid_stat(5): pid (comm) state ppid pgrp …; comm may hold anything.
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		if len(fields) > 2 && fields[2] == strconv.Itoa(group) && fields[0] != "Z" && fields[0] != "X" {
+			return true
+		}
+	}
+	return false
 }

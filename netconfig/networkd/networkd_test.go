@@ -69,6 +69,9 @@ func TestNetworkdKnowsEveryWord(t *testing.T) {
 			}
 			for line := range strings.Lines(log) {
 				// "/etc/…: Unknown key", "Failed to parse", "ignoring"
+				if strings.Contains(line, "Unknown device type") {
+					continue // the kernel's word, for a bond or VLAN that this host cannot make
+				}
 				complaint := strings.Contains(line, "/etc/systemd/network/") && !strings.Contains(line, "Configuring with")
 				for _, word := range []string{"gnoring", "nknown", "ailed to parse", "nvalid"} {
 					complaint = complaint || strings.Contains(line, word)

@@ -274,6 +274,11 @@ func (i *installation) useLease(lease dhcp.Lease) error {
 	if err := link.Configure(lease); err != nil {
 		return err
 	}
+	return i.rememberLease(lease)
+}
+
+// rememberLease is useLease for addresses that the interface has already.
+func (i *installation) rememberLease(lease dhcp.Lease) error {
 	if data := link.ResolvConf(lease); data != nil {
 		if err := os.WriteFile("/etc/resolv.conf", data, 0o644); err != nil {
 			return fmt.Errorf("writing /etc/resolv.conf: %w", err)

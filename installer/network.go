@@ -51,9 +51,7 @@ func (i *installation) makeNetwork(ctx context.Context, wanted netconfig.Config)
 	}
 	static, fixed := staticLease(wanted)
 	if fixed {
-		// Written down as a lease that never ends; its address and routes are
-		// there already, and are only found to be so.
-		if err := i.useLease(static); err != nil {
+		if err := i.rememberLease(static); err != nil {
 			return err
 		}
 	}

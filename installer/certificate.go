@@ -24,12 +24,18 @@ import (
 // certificate that was given is used or, where it is expired or unreadable,
 // missed: it is never replaced by one that nobody has signed.
 func (i *installation) pageTLS() (*tls.Config, error) {
-	switch _, err := os.Stat(certFile); {
+	files := i.env.trust
+	ca, err := existing(files.ca)
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA: %w", err)
+	}
+	switch _, err := os.Stat(files.cert); {
 	case err == nil:
-		config, err := auth.ServerTLS(certFile, keyFile, existing(caFile), false, i.startTime())
+		config, err := auth.ServerTLS(files.cert, files.key, ca, false, i.startTime())
 		if err != nil {
-			return nil, fmt.Errorf("the given certificate %s is not used, nor another one in its place: %w", certFile, err)
+			return nil, fmt.Errorf("the given certificate %s is not used, nor another one in its place: %w", files.cert, err)
 		}
+		config.Time = i.startTime
 		return config, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
@@ -43,7 +49,14 @@ func (i *installation) pageTLS() (*tls.Config, error) {
 	fingerprint := fingerprintOf(pair)
 	i.model.Describe(func(f *progress.Facts) { f.Fingerprint = fingerprint })
 	i.model.Logf(progress.Clock, "the certificate of port %d was made for this start: %s", i.opt.port, fingerprint)
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1", "h2"}}, nil
+	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1", "h2"}, Time: i.startTime}
+	if ca != "" {
+		if config.ClientCAs, err = auth.LoadCA(ca); err != nil {
+			return nil, err
+		}
+		config.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	return config, nil
 }
 
 // startTime is the time as the clock phase is about to set it. The page opens
@@ -58,11 +71,12 @@ func (i *installation) startTime() time.Time {
 }
 
 // existing is file, or empty where it is not there.
-func existing(file string) string {
-	if _, err := os.Stat(file); err != nil {
-		return ""
+func existing(file string) (string, error) {
+	_, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
 	}
-	return file
+	return file, err
 }
 
 // ephemeralLifetime is longer than any installation; clockSkew lets a reader

@@ -20,7 +20,7 @@ import (
 func servePage(t *testing.T, args ...string) (*installation, string) {
 	t.Helper()
 	i, _ := testInstallation(t, append(args, "-portNum=0")...)
-	closePage, err := i.openPage(t.Context())
+	closePage, err := i.openPage(t.Context(), func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}

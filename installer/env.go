@@ -28,6 +28,7 @@ type env struct {
 	now       func() time.Time
 	setClock  func(time.Time) error
 	writeRTC  func(time.Time) error
+	trust     trust
 	random    io.Reader
 	runner    tool.Runner
 	loadNext  func(kernel, initrd *os.File, commandLine string) error
@@ -38,6 +39,9 @@ type env struct {
 	inMemory bool
 }
 
+// trust are the files that say whom the installer trusts and who it is.
+type trust struct{ ca, cert, key string }
+
 // realEnv is the machine itself.
 func realEnv(opt options) env {
 	return env{
@@ -46,6 +50,7 @@ func realEnv(opt options) env {
 		now:       time.Now,
 		setClock:  setSystemClock,
 		writeRTC:  writeRTC,
+		trust:     trust{ca: caFile, cert: certFile, key: keyFile},
 		random:    rand.Reader,
 		runner:    tool.Exec{},
 		loadNext:  kexec.Load,

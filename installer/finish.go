@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/plan"
@@ -35,6 +36,10 @@ func (i *installation) finish(ctx context.Context) error {
 		i.model.Log(progress.Finish, "-skipStorage: not handing over")
 		return i.notifyCompletion(ctx)
 	}
+	limit := time.Now().Add(shellsAfterSuccess)
+	if err := i.letShellsEnd(ctx, limit); err != nil {
+		return err
+	}
 	// After this the disks are whole, whatever happens to the machine.
 	i.model.Log(progress.Finish, "unmounting the new system")
 	if err := i.disks.Close(); err != nil {
@@ -46,14 +51,35 @@ func (i *installation) finish(ctx context.Context) error {
 	if err := i.notifyCompletion(ctx); err != nil {
 		return err
 	}
-	if err := i.handOver.pass(ctx, func() {
+	if err := i.steering.handOver.pass(ctx, func() {
 		i.model.Log(progress.Finish, "the hand-over is held (SIGCONT lets it go)")
 		i.model.Wait(progress.Finish, "SIGCONT: the hand-over is held")
 	}); err != nil {
 		return err
 	}
+	if err := i.letShellsEnd(ctx, limit); err != nil {
+		return err
+	}
+	if i.shells != nil {
+		i.shells.Close("the machine hands over to its new system")
+	}
 	i.model.Logf(progress.Finish, "handing over to %s by %s", i.image.Name, i.by)
 	return i.startNewSystem()
+}
+
+// letShellsEnd waits for those who look around in the new system, and ends
+// what is left of their shells: they would keep it mounted.
+func (i *installation) letShellsEnd(ctx context.Context, limit time.Time) error {
+	err := i.waitForShells(ctx, limit, func(text string) {
+		i.model.Wait(progress.Finish, text)
+		if text != "" {
+			i.model.Log(progress.Finish, "the hand-over waits for "+text)
+		}
+	})
+	if err == nil && i.shells != nil {
+		i.shells.EndAll("the installation is done, and the new system is closed")
+	}
+	return err
 }
 
 // startNewSystem starts the new system. The disk is bootable by now, so where

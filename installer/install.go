@@ -16,6 +16,7 @@ import (
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/shell"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/dhcp"
 	"github.com/firstlight/firstlight/storage/apply"
@@ -29,7 +30,8 @@ type installation struct {
 	model     *progress.Model
 	journal   *journal
 	meter     *meter
-	handOver  *gate
+	steering  *steering
+	shells    *shell.Server // nil where operators are refused
 	closePage func()
 	published published
 	pagePort  int       // where the page is
@@ -61,7 +63,7 @@ func newInstallation(opt options, model *progress.Model, runDir string) *install
 	return &installation{
 		env: env, opt: opt, model: model, runDir: runDir,
 		meter:    &meter{proc: env.proc, sys: env.sys},
-		handOver: newGate(), closePage: func() {},
+		steering: newSteering(model), closePage: func() {},
 	}
 }
 
@@ -157,7 +159,10 @@ func (i *installation) step(ctx context.Context, s step) error {
 		return err
 	}
 	i.model.Start(s.phase)
-	err := s.run(ctx)
+	err := i.steering.begin(ctx, s.phase)
+	if err == nil {
+		err = s.run(ctx)
+	}
 	var skipped skip
 	switch {
 	case err == nil:
@@ -167,7 +172,7 @@ func (i *installation) step(ctx context.Context, s step) error {
 		return nil
 	case errors.Is(err, errDryRun):
 		i.model.Done(s.phase)
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))):
 	default:
 		i.model.Fail(s.phase, err)
 	}

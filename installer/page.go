@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"sync"
@@ -9,10 +10,12 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+	"google.golang.org/grpc"
 
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/shell"
 	"github.com/firstlight/firstlight/installer/status"
 	"github.com/firstlight/firstlight/proto/auth"
 )
@@ -52,10 +55,11 @@ func (i *installation) publishInventory(d inventory.Document) {
 // maxPageConnections bounds what slow or idle readers can take.
 const maxPageConnections = 128
 
-// openPage serves the status page, plainly and over TLS, until closePage is
-// called, which may be done twice. It has no RPC: nothing can be changed
-// through it.
-func (i *installation) openPage(ctx context.Context) (closePage func(), err error) {
+// openPage serves the status page, plainly and over TLS, and operators, over
+// TLS only, until closePage is called, which may be done twice. Where the site
+// cannot say who its operators are, every call is refused. cancel ends the
+// installation.
+func (i *installation) openPage(ctx context.Context, cancelAll context.CancelCauseFunc) (closePage func(), err error) {
 	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", i.opt.port))
 	if err != nil {
 		return func() {}, err
@@ -67,7 +71,7 @@ func (i *installation) openPage(ctx context.Context) (closePage func(), err erro
 	}
 	mux := &auth.Mux{
 		TLS: certificate,
-		RPC: auth.NewServer(auth.Policy{}, false),
+		RPC: i.calls(certificate, cancelAll),
 		Pages: status.Handler(status.Options{
 			Model:           i.model,
 			Plan:            i.published.get(&i.published.plan),
@@ -87,9 +91,32 @@ func (i *installation) openPage(ctx context.Context) (closePage func(), err erro
 		}
 	})
 	return sync.OnceFunc(func() {
+		if i.shells != nil {
+			i.shells.Close("the installer ends")
+		}
 		cancel()
 		serving.Wait()
 	}), nil
+}
+
+// calls is the server for operators, or one that refuses everyone and says on
+// the page why.
+func (i *installation) calls(certificate *tls.Config, cancelAll context.CancelCauseFunc) *grpc.Server {
+	refused := ""
+	switch {
+	case certificate == nil:
+		refused = "this port speaks no TLS"
+	case certificate.ClientCAs == nil:
+		refused = "there is no " + i.env.trust.ca + " that says who the operators are"
+	}
+	if refused != "" {
+		i.model.Warn(progress.Clock, fmt.Sprintf("installer-shell is refused on port %d: %s", i.pagePort, refused))
+		return auth.NewClosedServer(refused)
+	}
+	server := auth.NewServer(shell.Policy(), false)
+	i.shells = i.newShells(cancelAll)
+	i.shells.Register(server)
+	return server
 }
 
 // defaultWaitAfterFailure is how long a failed installation keeps its page

@@ -52,7 +52,7 @@ func (i *installation) connect(ctx context.Context, phase progress.Phase) error 
 		return err
 	}
 	if config == nil {
-		i.model.Warn(phase, "there is no "+caFile+" in the boot medium: the image server is not authenticated and nothing it sends is secret")
+		i.model.Warn(phase, "there is no "+i.env.trust.ca+" in the boot medium: the image server is not authenticated and nothing it sends is secret")
 	}
 	i.model.Logf(phase, "connecting to the image server %s", address)
 	i.model.Wait(phase, "the image server "+address)
@@ -71,14 +71,14 @@ func (i *installation) connect(ctx context.Context, phase progress.Phase) error 
 // ones that count. It is nil without a CA: then a connection can be read and
 // changed by anybody on the way.
 func (i *installation) clientTLS() (*tls.Config, error) {
-	if _, err := os.Stat(caFile); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(i.env.trust.ca); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	cert, key := certFile, keyFile
+	cert, key := i.env.trust.cert, i.env.trust.key
 	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
 		cert, key = "", "" // reading needs none, unless the server insists
 	}
-	return auth.ClientTLS(caFile, cert, key, i.env.now())
+	return auth.ClientTLS(i.env.trust.ca, cert, key, i.env.now())
 }
 
 func (i *installation) findImage(ctx context.Context, name string) (plan.Image, error) {

@@ -44,8 +44,8 @@ func superviseInstallation(ctx context.Context, opt options, stdout io.Writer) e
 	defer cancel(nil)
 	i := newInstallation(opt, model, runDir)
 	i.journal = journal
-	defer watchSignals(i.handOver, cancel)()
-	if i.closePage, err = i.openPage(ctx); err != nil {
+	defer watchSignals(i.steering, cancel)()
+	if i.closePage, err = i.openPage(ctx, cancel); err != nil {
 		model.Warn(progress.Clock, fmt.Sprintf("no status page: %v", err))
 	}
 	defer i.closePage()
@@ -78,16 +78,31 @@ func (i *installation) rebootAfterFailure(ctx context.Context, failure error) er
 		return failure
 	case <-time.After(wait):
 	}
-	if err := i.handOver.pass(ctx, func() { i.model.Log(progress.Finish, "the reboot is held (SIGCONT lets it go)") }); err != nil {
+	limit := at.Add(shellsAfterFailure - wait)
+	if err := i.waitForShells(ctx, limit, func(text string) {
+		if text == "" {
+			i.model.Next("reboot", time.Now())
+			return
+		}
+		i.model.Next("reboot, after "+text, limit)
+		i.model.Log(progress.Finish, "the reboot waits for "+text)
+	}); err != nil {
 		return failure
 	}
+	if err := i.steering.handOver.pass(ctx, func() {
+		i.model.Next("reboot, once it is no longer held (installer-shell HOST resume, or SIGCONT)", time.Time{})
+		i.model.Log(progress.Finish, "the reboot is held (SIGCONT lets it go)")
+	}); err != nil {
+		return failure
+	}
+	i.closePage()
 	i.model.Log(progress.Finish, "rebooting")
 	return errors.Join(failure, i.env.reboot())
 }
 
 // watchSignals lets SIGTSTP and SIGCONT hold and release the hand-over, and
 // SIGHUP cancel with errRestart, until the function that it returns is called.
-func watchSignals(handOver *gate, cancel context.CancelCauseFunc) (stop func()) {
+func watchSignals(steering *steering, cancel context.CancelCauseFunc) (stop func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTSTP, syscall.SIGCONT, syscall.SIGHUP)
 	done := make(chan struct{})
@@ -99,9 +114,10 @@ func watchSignals(handOver *gate, cancel context.CancelCauseFunc) (stop func()) 
 			case s := <-signals:
 				switch s {
 				case syscall.SIGTSTP:
-					handOver.hold()
+					// The hand-over can be held at any time.
+					_ = steering.hold(beforeHandOver, "SIGTSTP")
 				case syscall.SIGCONT:
-					handOver.release()
+					steering.releaseHandOver()
 				case syscall.SIGHUP:
 					cancel(errRestart)
 				}

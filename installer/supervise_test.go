@@ -62,7 +62,9 @@ func TestFailureNeverRebootsASystemOnADisk(t *testing.T) {
 func TestHeldFailureDoesNotReboot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i, log, reboots := failing(t, true)
-		i.handOver.hold()
+		if err := i.steering.hold(beforeHandOver, "anna"); err != nil {
+			t.Fatal(err)
+		}
 		done := make(chan error)
 		go func() { done <- i.rebootAfterFailure(t.Context(), errors.New("no disk")) }()
 		time.Sleep(time.Hour)
@@ -70,7 +72,7 @@ func TestHeldFailureDoesNotReboot(t *testing.T) {
 		if *reboots != 0 || !strings.Contains(log.String(), "SIGCONT") {
 			t.Errorf("%d reboots while held; log:\n%s", *reboots, log)
 		}
-		i.handOver.release()
+		i.steering.releaseHandOver()
 		<-done
 		if *reboots != 1 {
 			t.Errorf("%d reboots after the release, want 1", *reboots)
@@ -91,9 +93,10 @@ func TestFreshStartEndsTheWait(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
-	g := newGate()
+	steering := newSteering(progress.New(time.Now))
+	g := steering.handOver
 	ctx, cancel := context.WithCancelCause(t.Context())
-	stop := watchSignals(g, cancel)
+	stop := watchSignals(steering, cancel)
 	defer stop()
 	held := func() bool {
 		g.mu.Lock()

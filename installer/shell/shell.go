@@ -127,7 +127,19 @@ func (s *Server) Close(why string) {
 	s.closed = why
 	s.mu.Unlock()
 	s.EndAll(why)
+	// Their operators are told before the port closes, unless they are gone.
+	for until := time.Now().Add(farewell); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		s.mu.Lock()
+		left := len(s.sessions)
+		s.mu.Unlock()
+		if left == 0 {
+			return
+		}
+	}
 }
+
+// farewell is how long a session's end may be on its way.
+const farewell = 2 * time.Second
 
 // EndAll ends every session, telling its operator why, and waits until their
 // programmes are gone. New ones may be opened afterwards.

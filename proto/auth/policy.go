@@ -44,7 +44,17 @@ const maxMessage = 8 << 20
 // must be served by a Mux, which does the handshakes. A peer that is silent for
 // 20 seconds is probed, and given up after 20 more.
 func NewServer(policy Policy, insecure bool, options ...grpc.ServerOption) *grpc.Server {
-	gate := gate{policy, insecure}
+	return newServer(gate{policy: policy, insecure: insecure}, options...)
+}
+
+// NewClosedServer is a gRPC server that refuses every call to everyone, and
+// says why.
+func NewClosedServer(why string) *grpc.Server {
+	nothing := func(any, grpc.ServerStream) error { return nil } // the gate is before it
+	return newServer(gate{closed: why}, grpc.UnknownServiceHandler(nothing))
+}
+
+func newServer(gate gate, options ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(muxCredentials{}),
 		grpc.ChainUnaryInterceptor(gate.unary),
@@ -61,6 +71,7 @@ func NewServer(policy Policy, insecure bool, options ...grpc.ServerOption) *grpc
 type gate struct {
 	policy   Policy
 	insecure bool
+	closed   string // why everything is refused; empty where it is not
 }
 
 func (g gate) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
@@ -92,6 +103,8 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 	caller := identify(ctx)
 	need := g.policy[method]
 	switch {
+	case g.closed != "":
+		return nil, status.Errorf(codes.PermissionDenied, "%s: nobody may call this: %s", method, g.closed)
 	case need == Nobody:
 		return nil, status.Errorf(codes.PermissionDenied, "%s: nobody may call this", method)
 	case caller.Plaintext && g.insecure:

@@ -547,11 +547,13 @@ func (f *faces) checkInstalled(t *testing.T, disk string) {
 		"cat /etc/network-by-programme":       "of the tools image\n",
 		"cat /var/log/installer/imagename":    smallImage + "\n",
 		"cat /var/log/installer/summary.json": "kexec",
-		"cat /var/log/installer/log":          "unmounting",
+		"cat /var/log/installer/log":          "commit: point of no return",
+		"cat /var/log/installer/plan.json":    smallImage,
+		"cat /var/log/installer/config.json":  lab.Hostname,
 		"cat /var/log/installer/events.jsonl": "\"phase\":\"boot\"",
 		"ls -p /var/log/installer/dhcp":       "eth0.json",
 	} {
-		if got := debugfs(request); !strings.Contains(got, want) && request != "cat /var/log/installer/log" {
+		if got := debugfs(request); !strings.Contains(got, want) {
 			t.Errorf("%s: got %q, want %q in it", request, got, want)
 		}
 	}

@@ -5,16 +5,18 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"github.com/firstlight/firstlight/storage"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/storage"
 )
 
 // command is one that custom workflows and people use instead of installing.
@@ -109,6 +111,15 @@ func generateRandom(ctx context.Context, s *session, _ []string) error {
 	return context.Cause(ctx)
 }
 
+// readerGone turns the broken pipe of a reader that has had enough into
+// success.
+func readerGone(err error) error {
+	if errors.Is(err, syscall.EPIPE) {
+		return nil
+	}
+	return err
+}
+
 func dhcpRequest(ctx context.Context, s *session, _ []string) error {
 	lease, err := s.askForLease(ctx)
 	if err != nil {
@@ -193,7 +204,6 @@ func kexecImage(ctx context.Context, s *session, args []string) error {
 
 // printPlan computes the plan and prints nothing else on standard output.
 func printPlan(ctx context.Context, s *session, _ []string) error {
-	s.opt.dryRun = false // the plan is the result here, and the steps end with it
 	for _, run := range []func(context.Context) error{s.raiseLinks, s.readConfig, s.takeInventory, s.getManifest} {
 		if err := run(ctx); err != nil {
 			return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/firstlight/firstlight/storage"
 	"io"
 	"maps"
 	"net"
@@ -13,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +24,7 @@ import (
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/dhcp"
 	"github.com/firstlight/firstlight/netconfig/link"
+	"github.com/firstlight/firstlight/storage"
 )
 
 // setClock moves a clock that is behind the boot image forward to its time:
@@ -402,6 +403,14 @@ func (i *installation) imageServerAddress() string {
 		return joinHostPort(host, i.opt.imageServerPort)
 	}
 	return i.config.ImageServer
+}
+
+// joinHostPort adds port to a host that names none.
+func joinHostPort(host string, port uint) string {
+	if _, _, err := net.SplitHostPort(host); err == nil {
+		return host
+	}
+	return net.JoinHostPort(strings.Trim(host, "[]"), strconv.FormatUint(uint64(port), 10))
 }
 
 // hasAddress says whether the machine has an IPv4 address that is not its own

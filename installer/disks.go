@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"strconv"
-	"strings"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/firstlight/firstlight/installer/bootloader"
 	"github.com/firstlight/firstlight/installer/inventory"
@@ -138,21 +134,4 @@ func (i *installation) bootLoaderTarget() bootloader.Target {
 		RootDevice: root.Device(), RootUUID: root.Partition.FSUUID,
 		Choice: i.plan.Boot,
 	}
-}
-
-// readerGone turns the broken pipe of a reader that has had enough into
-// success.
-func readerGone(err error) error {
-	if errors.Is(err, syscall.EPIPE) {
-		return nil
-	}
-	return err
-}
-
-// joinHostPort adds port to a host that names none.
-func joinHostPort(host string, port uint) string {
-	if _, _, err := net.SplitHostPort(host); err == nil {
-		return host
-	}
-	return net.JoinHostPort(strings.Trim(host, "[]"), strconv.FormatUint(uint64(port), 10))
 }

@@ -16,7 +16,6 @@ import (
 func (i *installation) oldSystem(ctx context.Context) (trees []stage.Tree, leave func()) {
 	attached := readonly.Attach(ctx, i.env.runner, i.inventory.Disks, readonly.Options{
 		Dir:  filepath.Join(i.runDir, "old"),
-		Log:  func(text string) { i.model.Log(progress.Stage, text) },
 		Warn: func(text string) { i.model.Warn(progress.Stage, text) },
 	})
 	for _, t := range attached.Trees() {

@@ -22,7 +22,7 @@ import (
 // writeIdentity writes what makes the new system this machine and no other:
 // its file-systems, keys, names and randomness.
 func (i *installation) writeIdentity(context.Context) error {
-	files := identityFiles(netconfig.Identity(i.plan.Network.Config))
+	files := targetFiles(netconfig.Identity(i.plan.Network.Config))
 	if !i.opt.skipStorage {
 		files = append(files,
 			target.File{Path: "/etc/fstab", Mode: 0o644, Data: i.plan.Layout.Fstab()},
@@ -82,7 +82,7 @@ func (i *installation) writeNetwork(ctx context.Context) error {
 			Args: []string{i.configDir, i.opt.mountPoint, i.nic.Name, i.opt.tmpRoot},
 		})
 	}
-	return target.Write(i.root, identityFiles(networkFiles(i.plan.Network))...)
+	return target.Write(i.root, targetFiles(networkFiles(i.plan.Network))...)
 }
 
 // networkFiles are the files of the one program that the plan names.
@@ -98,8 +98,8 @@ func networkFiles(network plan.Network) []netconfig.File {
 	return files
 }
 
-// identityFiles are netconfig's files as target writes them.
-func identityFiles(files []netconfig.File) []target.File {
+// targetFiles are netconfig's files as package target writes them.
+func targetFiles(files []netconfig.File) []target.File {
 	var all []target.File
 	for _, file := range files {
 		all = append(all, target.File(file))

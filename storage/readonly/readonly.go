@@ -60,8 +60,8 @@ type Options struct {
 	Step time.Duration
 	// Total is how long everything may take; 0 means 3 minutes.
 	Total time.Duration
-	// Log is told what was found, Warn what could not be read; either may be nil.
-	Log, Warn func(text string)
+	// Warn is told what could not be read; it may be nil.
+	Warn func(text string)
 }
 
 // Attached is what [Attach] could make readable.

@@ -161,6 +161,18 @@ func TestUpstream(t *testing.T) {
 	if got := metric(t, above.address, "imageserver_sent_bytes_total", "") - sent; got > 1.1*total+1<<20 {
 		t.Errorf("upstream sent %.0f bytes, the image has %.0f", got, total)
 	}
+	for name, what := range map[string]string{
+		"imageserver_object_requests_total":                  `code="OK",op="get"`,
+		"imageserver_objects":                                "",
+		"imageserver_stored_bytes":                           "",
+		"imageserver_images":                                 "",
+		"imageserver_backend_request_duration_seconds_count": `backend="dir"`,
+		"grpc_server_handled_total":                          `grpc_code="OK"`,
+	} {
+		if metric(t, above.address, name, what) == 0 {
+			t.Errorf("no %s{%s} in\n%s", name, what, get(t, above.address, "/metrics"))
+		}
+	}
 	c := insecure(t, cache.address)
 	if err := c.Upload(t.Context(), func(context.Context) (client.Offer, error) { return offer([]byte("x")), nil }); err == nil || !strings.Contains(err.Error(), above.address) {
 		t.Errorf("upload to a cache: %v", err)

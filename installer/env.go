@@ -13,7 +13,7 @@ import (
 	"github.com/firstlight/firstlight/storage/tool"
 )
 
-// Files of the initramfs; see docs/interfaces.md.
+// Files of the initramfs; see docs/installer.md.
 const (
 	buildTimestamp = "/build-timestamp"
 	caFile         = "/etc/ssl/CA.pem"

@@ -221,6 +221,9 @@ func (x trouble) test(t *testing.T) {
 			t.Errorf("nothing says %q: %s", part, found[2])
 		}
 	}
+	if lines.index(": what to do: ") < 0 {
+		t.Error("the console does not say what to do")
+	}
 	if n := lines.index("point of no return"); n >= 0 {
 		t.Error("the point of no return was passed")
 	}
@@ -308,11 +311,11 @@ func checkPage(ctx context.Context, t *testing.T, url, code string) {
 	if status.Next == nil || status.Next.Text != "reboot" {
 		t.Errorf("the API does not say that a reboot is next: %+v", status.Next)
 	}
-	if p := get(ctx, t, url+"/"); !bytes.Contains(p, []byte(code)) || !bytes.Contains(p, []byte("disks untouched")) {
-		t.Errorf("the page does not show %s and that the disks are untouched", code)
+	if p := get(ctx, t, url+"/"); !bytes.Contains(p, []byte(code)) || !bytes.Contains(p, []byte("disks untouched")) || !bytes.Contains(p, []byte("What to do")) {
+		t.Errorf("the page does not show %s, that the disks are untouched, and what to do", code)
 	}
-	if l := get(ctx, t, url+"/log"); !bytes.Contains(l, []byte("FAILED "+code)) {
-		t.Error("the log has no FAILED line")
+	if l := get(ctx, t, url+"/log"); !bytes.Contains(l, []byte("FAILED "+code)) || !bytes.Contains(l, []byte("what to do: ")) {
+		t.Error("the log has no FAILED line, or does not say what to do")
 	}
 	if m := get(ctx, t, url+"/metrics"); !bytes.Contains(m, []byte(`installer_errors_total{code="`+code+`"} 1`)) {
 		t.Error("the metrics do not count the error")

@@ -130,7 +130,7 @@ func TestFail(t *testing.T) {
 	c.add(time.Second)
 	m.Fail(Plan, fmt.Errorf("planning: %w", codedError{}))
 	m.Next("reboot", c.Now().Add(5*time.Minute))
-	if text := console.String(); !strings.HasSuffix(text, "plan: FAILED STO-002: planning: the disk is too small; disks untouched\n") {
+	if text := console.String(); !strings.Contains(text, "plan: what to do: ") || !strings.HasSuffix(text, "plan: FAILED STO-002: planning: the disk is too small; disks untouched\n") {
 		t.Errorf("console:\n%s", text)
 	}
 	if text := events.String(); !strings.Contains(text, `"event":"fail","seconds":1,"code":"STO-002"`) {

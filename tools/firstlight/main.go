@@ -22,6 +22,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/tools/pki"
+	"github.com/firstlight/firstlight/tools/shell"
 )
 
 func main() {
@@ -65,7 +66,7 @@ func newRoot(c *common) *cobra.Command {
 	flags.StringVar(&c.output, "output", "table", "`format` of results: table or json")
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	flags.BoolVar(&c.quiet, "quiet", false, "no progress")
-	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.planCommand(), c.versionCommand())
+	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.installerShellCommand(), c.planCommand(), c.versionCommand())
 	return root
 }
 
@@ -152,6 +153,7 @@ const (
 func exitCode(err error) int {
 	var usage *usageError
 	var refused *refusedError
+	var elsewhere *statusError
 	var coded interface{ Code() string }
 	var refusals plan.Refusals
 	switch {
@@ -159,6 +161,8 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
+	case errors.As(err, &elsewhere):
+		return elsewhere.status
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.As(err, &refused), errors.As(err, &refusals):
@@ -180,15 +184,15 @@ func exitCode(err error) int {
 // exitCodeOf is the exit status for an error code of docs/errors.md.
 func exitCodeOf(code string) int {
 	switch code {
-	case client.CodeNoImage, client.CodeNoObject:
+	case client.CodeNoImage, client.CodeNoObject, shell.CodeUnknown:
 		return exitNotFound
-	case client.CodeUnreachable, client.CodeLost:
+	case client.CodeUnreachable, client.CodeLost, shell.CodeUnreachable, shell.CodeLost:
 		return exitUnreachable
 	case client.CodeDamaged, client.CodeWrongAnswer:
 		return exitDamaged
-	case client.CodeBadName, pki.CodeRequest:
+	case client.CodeBadName, pki.CodeRequest, shell.CodeBadFingerprint:
 		return exitUsage
-	case pki.CodeExists:
+	case pki.CodeExists, shell.CodeNotNow:
 		return exitRefused
 	}
 	switch {
@@ -202,7 +206,7 @@ func exitCodeOf(code string) int {
 
 // report tells a person what went wrong and what to do.
 func report(w io.Writer, err error) {
-	if err == nil {
+	if err == nil || errors.As(err, new(*statusError)) {
 		return
 	}
 	var coded interface{ Code() string }

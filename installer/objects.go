@@ -202,9 +202,11 @@ func (i *installation) fetchFile(ctx context.Context, found plan.Image, attribut
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.Copy(file, content); err != nil {
-		file.Close()
+	_, err = io.Copy(file, content)
+	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("fetching %s: %w", name, err)
 	}
-	return file, nil
+	// Anew, and only to read: kexec_file_load(2) takes no file that is open for
+	// writing (ETXTBSY).
+	return os.Open(file.Name())
 }

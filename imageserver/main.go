@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -143,29 +144,16 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return &startError{"SRV-002", "listening on " + options.Listen, err}
 	}
 	announce(log, options, listener.Addr())
-	counted := make(chan struct{})
-	counting, stopCounting := context.WithCancel(ctx)
-	go func() {
-		defer close(counted)
-		count(counting, metrics, objects, log)
-	}()
-	kept := make(chan struct{})
-	go func() {
-		defer close(kept)
-		service.Keep(counting)
-	}()
-	scrubEnded := make(chan struct{})
-	go func() {
-		defer close(scrubEnded)
-		if options.ScrubRate > 0 {
-			scrubber.Run(counting)
-		}
-	}()
+	var background sync.WaitGroup
+	until, stop := context.WithCancel(ctx)
+	background.Go(func() { count(until, metrics, objects, log) })
+	background.Go(func() { service.Keep(until) })
+	if options.ScrubRate > 0 {
+		background.Go(func() { scrubber.Run(until) })
+	}
 	err = mux.Serve(ctx, listener)
-	stopCounting()
-	<-counted
-	<-kept
-	<-scrubEnded
+	stop()
+	background.Wait()
 	return err
 }
 

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// gate is what the hand-over passes through. It is open, unless somebody
-// holds it with SIGTSTP; SIGCONT opens it again.
+// gate is what a phase, or the hand-over, passes through. It is open, unless
+// somebody holds it.
 type gate struct {
 	mu     sync.Mutex
 	opened chan struct{} // closed while the gate is open

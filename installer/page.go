@@ -57,8 +57,8 @@ const maxPageConnections = 128
 
 // openPage serves the status page, plainly and over TLS, and operators, over
 // TLS only, until closePage is called, which may be done twice. Where the site
-// cannot say who its operators are, every call is refused. cancel ends the
-// installation.
+// cannot say who its operators are, every call is refused. cancelAll ends
+// the installation.
 func (i *installation) openPage(ctx context.Context, cancelAll context.CancelCauseFunc) (closePage func(), err error) {
 	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", i.opt.port))
 	if err != nil {

@@ -174,8 +174,8 @@ func (i *installation) unpackTools(ctx context.Context) error {
 	return nil
 }
 
-// proveNetwork has nothing to try out yet where the new system's network is
-// that of the installer's own lease.
+// proveNetwork has nothing to try out yet: a configuration that asks for it, by
+// Install.ProveNetwork, is refused.
 func (i *installation) proveNetwork(context.Context) error {
 	return skip{"not asked for"}
 }

@@ -104,8 +104,31 @@ func (c *console) show(text string) {
 	}
 }
 
-// pump writes what show was given, until the context ends. It opens the
-// terminal each time anew after a failure: a USB serial line may be replugged.
+// write writes text to the terminal, which f is where it is open already, and
+// returns the terminal as it is open then, or nil. After a failure it is opened
+// anew, once for each text: a USB serial line may be replugged, and the kernel
+// hangs a terminal up when the shell that had it ends (disassociate_ctty).
+func (c *console) write(f *os.File, text string) *os.File {
+	for range 2 {
+		if f == nil {
+			opened, err := os.OpenFile(c.device(), os.O_WRONLY|unix.O_NOCTTY, 0)
+			if err != nil {
+				return nil
+			}
+			f = opened
+		}
+		n, err := f.WriteString(text)
+		if err == nil {
+			return f
+		}
+		text = text[n:]
+		_ = f.Close() // it failed already
+		f = nil
+	}
+	return nil
+}
+
+// pump writes what show was given, until the context ends.
 func (c *console) pump(ctx context.Context) {
 	var f *os.File
 	for {
@@ -114,18 +137,7 @@ func (c *console) pump(ctx context.Context) {
 			return
 		case text := <-c.lines:
 			c.quiet.Lock()
-			if f == nil {
-				opened, err := os.OpenFile(c.device(), os.O_WRONLY|unix.O_NOCTTY, 0)
-				if err != nil {
-					c.quiet.Unlock()
-					continue
-				}
-				f = opened
-			}
-			if _, err := f.WriteString(text); err != nil {
-				_ = f.Close() // it failed already; the next line tries afresh
-				f = nil
-			}
+			f = c.write(f, text)
 			c.quiet.Unlock()
 		}
 	}

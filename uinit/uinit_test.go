@@ -72,6 +72,29 @@ func TestShellIsThatOfTheKernelCommandLine(t *testing.T) {
 	}
 }
 
+// A terminal that was hung up since the last line loses nothing.
+func TestConsoleIsOpenedAnewAfterAFailure(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "terminal")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := newConsole("../" + file)
+	f := c.write(nil, "first\n")
+	if f == nil {
+		t.Fatal("it was not opened")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if f = c.write(f, "second\n"); f == nil {
+		t.Fatal("it was not opened anew")
+	}
+	defer f.Close()
+	if data, err := os.ReadFile(file); err != nil || !strings.Contains(string(data), "second\n") {
+		t.Errorf("the terminal shows %q, %v", data, err)
+	}
+}
+
 func TestIsTTY(t *testing.T) {
 	if isTTY("null") || isTTY("no-such-device") {
 		t.Error("took something for a terminal that is none")

@@ -187,16 +187,36 @@ func (c *Client) Close() error { return c.connection.Close() }
 // 4.4.2.4), and gRPC says only that the connection is gone.
 type alert struct {
 	net.Conn
-	sent atomic.Pointer[tls.AlertError]
+	sent atomic.Pointer[net.OpError]
 }
 
 func (a *alert) Read(b []byte) (int, error) {
 	n, err := a.Conn.Read(b)
-	var sent tls.AlertError
-	if errors.As(err, &sent) {
-		a.sent.Store(&sent)
+	if sent := alertIn(err); sent != nil {
+		a.sent.Store(sent)
 	}
 	return n, err
+}
+
+// Write notes as well what the other side said before it closed: a write may
+// fail before anybody has read it.
+func (a *alert) Write(b []byte) (int, error) {
+	n, err := a.Conn.Write(b)
+	if err != nil && a.Conn.SetReadDeadline(time.Now().Add(time.Second)) == nil {
+		// Whatever else comes is of a connection that is lost.
+		_, _ = a.Read(make([]byte, 1<<10))
+	}
+	return n, err
+}
+
+// alertIn is the alert of the other side in err, nil where there is none:
+// crypto/tls marks it by this Op alone.
+func alertIn(err error) *net.OpError {
+	var sent *net.OpError
+	if errors.As(err, &sent) && sent.Op == "remote error" {
+		return sent
+	}
+	return nil
 }
 
 // clientTLS is the configuration for this installer: by name, or by pin.
@@ -239,7 +259,6 @@ func handshakeError(options Options, address string, err error) error {
 	var verification *tls.CertificateVerificationError
 	var authority x509.UnknownAuthorityError
 	var record tls.RecordHeaderError
-	var sent tls.AlertError
 	switch {
 	case errors.As(err, &own):
 		return own
@@ -250,7 +269,7 @@ func handshakeError(options Options, address string, err error) error {
 			text = fmt.Sprintf("the certificate of %s is not of this site's CA; if the machine's own console shows %s as well, type: firstlight installer-shell --fingerprint %s %s", address, shown, shown, options.Host)
 		}
 		return &Error{CodeUnknownServer, text, err}
-	case errors.As(err, &record), errors.As(err, &sent):
+	case errors.As(err, &record), alertIn(err) != nil:
 		return &Error{CodeNoTLS, address + " speaks no TLS 1.3 with us", err}
 	}
 	return &Error{CodeUnreachable, address + " ended the handshake", err}
@@ -277,7 +296,7 @@ func (c *Client) callError(err error) error {
 		return &Error{code: CodeUnknown, text: text}
 	case codes.Unavailable:
 		if sent := c.alert.sent.Load(); sent != nil {
-			return &Error{CodeNotAllowed, "the installer does not accept the certificate of this operator", *sent}
+			return &Error{CodeNotAllowed, "the installer does not accept the certificate of this operator", sent}
 		}
 		return &Error{code: CodeLost, text: "the connection to the installer is lost: " + text}
 	}

@@ -42,20 +42,21 @@ func (i *installation) pageTLS() (*tls.Config, error) {
 	case !i.opt.generateMissingCert:
 		return nil, nil
 	}
-	pair, err := ephemeralCertificate(i.startTime())
-	if err != nil {
-		return nil, err
-	}
-	fingerprint := fingerprintOf(pair)
-	i.model.Describe(func(f *progress.Facts) { f.Fingerprint = fingerprint })
-	i.model.Logf(progress.Clock, "the certificate of port %d was made for this start: %s", i.opt.port, fingerprint)
-	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1", "h2"}, Time: i.startTime}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1", "h2"}, Time: i.startTime}
 	if ca != "" {
 		if config.ClientCAs, err = auth.LoadCA(ca); err != nil {
 			return nil, err
 		}
 		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
+	pair, err := ephemeralCertificate(i.startTime())
+	if err != nil {
+		return nil, err
+	}
+	config.Certificates = []tls.Certificate{pair}
+	fingerprint := fingerprintOf(pair)
+	i.model.Describe(func(f *progress.Facts) { f.Fingerprint = fingerprint })
+	i.model.Logf(progress.Clock, "the certificate of port %d was made for this start: %s", i.opt.port, fingerprint)
 	return config, nil
 }
 

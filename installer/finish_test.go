@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"maps"
 	"path"
 	"slices"
@@ -56,5 +57,32 @@ func TestLogsHaveTheConfigurationAndNoSecret(t *testing.T) {
 		if path.Ext(name) == ".json" && !json.Valid(data) {
 			t.Errorf("%s is no JSON: %s", name, data)
 		}
+	}
+}
+
+func TestNewSystemIsStartedByFirmwareWhereKexecFails(t *testing.T) {
+	for name, test := range map[string]struct {
+		by   string
+		want []string
+	}{
+		"kexec fails": {plan.Kexec, []string{"closed", "kexec", "reboot"}},
+		"reboot":      {plan.Reboot, []string{"closed", "reboot"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i, log := testInstallation(t)
+			var done []string
+			note := func(what string, err error) func() error {
+				return func() error { done = append(done, what); return err }
+			}
+			i.by = test.by
+			i.opened.push("everything", note("closed", nil))
+			i.env.startNext, i.env.reboot = note("kexec", errors.New("no kernel is loaded")), note("reboot", nil)
+			if err := i.startNewSystem(); err != nil || !slices.Equal(done, test.want) {
+				t.Errorf("done was %q, %v; wanted %q", done, err, test.want)
+			}
+			if said := strings.Contains(log.String(), "no kernel is loaded; rebooting instead"); said != (test.by == plan.Kexec) {
+				t.Errorf("the log says %q", log)
+			}
+		})
 	}
 }

@@ -129,7 +129,14 @@ func TestOperatorsSteerOverTheGivenCertificateAndOverAnEphemeralOne(t *testing.T
 	} {
 		t.Run(name, func(t *testing.T) {
 			i, options, _, _, _ := steered(t, files)
-			client, err := shell.Dial(t.Context(), options(i.model.Snapshot().Facts.Fingerprint))
+			fingerprint := i.model.Snapshot().Facts.Fingerprint
+			if fingerprint != "" {
+				_, err := shell.Dial(t.Context(), options(""))
+				if line := "--fingerprint " + fingerprint + " 127.0.0.1"; progress.Code(err) != shell.CodeUnknownServer || !strings.Contains(err.Error(), line) {
+					t.Errorf("without the pin: %v; the line to type is %s", err, line)
+				}
+			}
+			client, err := shell.Dial(t.Context(), options(fingerprint))
 			if err != nil {
 				t.Fatal(err)
 			}

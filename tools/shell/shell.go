@@ -264,8 +264,11 @@ func handshakeError(options Options, address string, err error) error {
 		return own
 	case errors.As(err, &verification):
 		text := "the certificate of " + address + " is not accepted"
-		if errors.As(err, &authority) && len(verification.UnverifiedCertificates) > 0 {
-			shown := Fingerprint(verification.UnverifiedCertificates[0].Raw)
+		// Its name is looked at first, and one that an installer made for
+		// itself has none.
+		leaf := verification.UnverifiedCertificates[0]
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: options.TLS.RootCAs}); errors.As(err, &authority) {
+			shown := Fingerprint(leaf.Raw)
 			text = fmt.Sprintf("the certificate of %s is not of this site's CA; if the machine's own console shows %s as well, type: firstlight installer-shell --fingerprint %s %s", address, shown, shown, options.Host)
 		}
 		return &Error{CodeUnknownServer, text, err}

@@ -54,10 +54,15 @@ func superviseInstallation(ctx context.Context, opt options, stdout io.Writer) e
 	if err != nil && !opt.dryRun && ctx.Err() == nil {
 		err = i.rebootAfterFailure(ctx, err)
 	}
-	if errors.Is(context.Cause(ctx), errRestart) {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errRestart):
 		model.Log(progress.Finish, "starting afresh")
 		i.closePage()
 		return restart()
+	case errors.Is(cause, errReboot):
+		model.Log(progress.Finish, "rebooting")
+		i.closePage()
+		return errors.Join(err, i.env.reboot())
 	}
 	return err
 }

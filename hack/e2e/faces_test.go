@@ -426,7 +426,7 @@ func (f *faces) commands(t *testing.T) {
 	held := len(m.Text())
 	// Since the first shell was left, the console offers another.
 	shell(ctx, t, m, "for f in loader selector configurator notifier; do echo said $f: $(tail -n 1 /test/said/$f); done; kill -CONT $(pidof installer); exit")
-	date := waitFor(ctx, t, m, regexp.MustCompile(`NEW SYSTEM date=(\S+)`))[1]
+	date := waitFor(ctx, t, m, regexp.MustCompile(`NEW SYSTEM date=(\S+)\s*\n`))[1]
 	if date < buildTime().Format(time.DateOnly) {
 		t.Errorf("the real-time clock says %s, the boot image is of %s", date, buildTime())
 	}

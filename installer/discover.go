@@ -100,6 +100,7 @@ func (i *installation) readConfig(ctx context.Context) error {
 			return err
 		}
 	}
+	i.startReporting()
 	return i.stirRandomness()
 }
 

@@ -194,7 +194,7 @@ type Server struct {
 
 // Serve starts the image server on data, on a free port of the loopback, and
 // returns when it answers.
-func (s *Site) Serve(ctx context.Context, data string) (*Server, error) {
+func (s *Site) Serve(ctx context.Context, data string, flags ...string) (*Server, error) {
 	port, err := FreePort()
 	if err != nil {
 		return nil, err
@@ -203,8 +203,8 @@ func (s *Site) Serve(ctx context.Context, data string) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting the image server: %w", err)
 	}
-	cmd := exec.Command(s.Products.ImageServer, "--listen", fmt.Sprintf("127.0.0.1:%d", port), "--data", data,
-		"--tls-cert", s.Secret("imageserver.pem"), "--tls-key", s.Secret("imageserver-key.pem"), "--client-ca", s.Secret("CA.pem"))
+	cmd := exec.Command(s.Products.ImageServer, append([]string{"--listen", fmt.Sprintf("127.0.0.1:%d", port), "--data", data,
+		"--tls-cert", s.Secret("imageserver.pem"), "--tls-key", s.Secret("imageserver-key.pem"), "--client-ca", s.Secret("CA.pem")}, flags...)...)
 	cmd.Env = withoutOwn(os.Environ())
 	cmd.Stdout, cmd.Stderr = log, log
 	proc, err := child.Start(cmd, false)

@@ -38,16 +38,10 @@ func (s *Server) GetObjects(request *pb.GetObjectsRequest, stream grpc.ServerStr
 	}
 	group, ctx := errgroup.WithContext(stream.Context())
 	messages := make(chan *pb.GetObjectsResponse, s.options.Workers)
+	workers, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	var working atomic.Int64
 	for range s.options.Workers {
-		working.Add(1)
-		group.Go(func() error {
-			defer func() {
-				if working.Add(-1) == 0 {
-					close(messages)
-				}
-			}()
+		workers.Go(func() error {
 			r := &reader{store: s.options.Objects, messages: messages, damaged: s.options.Damaged}
 			for {
 				i := next.Add(1) - 1
@@ -60,6 +54,10 @@ func (s *Server) GetObjects(request *pb.GetObjectsRequest, stream grpc.ServerStr
 			}
 		})
 	}
+	group.Go(func() error {
+		defer close(messages)
+		return workers.Wait()
+	})
 	group.Go(func() error {
 		for answer := range messages {
 			if err := sends(func() error { return stream.Send(answer) }); err != nil {

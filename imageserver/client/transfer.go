@@ -111,6 +111,12 @@ func (c *Client) upload(ctx context.Context, next func(context.Context) (Offer, 
 	if err != nil {
 		return c.failed(ctx, doing, err)
 	}
+	// Only once the server knows of the upload does it keep what it says that
+	// it has: what is asked for before could be collected as garbage. An error
+	// here comes again, with its reason, from the stream itself.
+	stall.begin()
+	_, _ = stream.Header()
+	stall.end()
 	// While one goroutine sends, this one takes the acknowledgements: the
 	// server commits as it goes, and repeats itself while a commit takes long.
 	// Sending waits within the stall limit, and after the last byte so does

@@ -246,11 +246,15 @@ func (s *Server) PutObjects(stream grpc.BidiStreamingServer[pb.PutObjectsRequest
 	if err := s.writable(); err != nil {
 		return err
 	}
+	// From here on what the client asks for is kept for it; the header tells it.
+	defer s.uses.begin(stream.Context())()
+	if err := stream.SendHeader(nil); err != nil {
+		return s.failed("PutObjects", err)
+	}
 	if err := s.places.take(stream.Context(), func() error { return stream.Send(&pb.PutObjectsResponse{}) }); err != nil {
 		return s.failed("PutObjects", err)
 	}
 	defer s.places.leave()
-	defer s.uses.begin(stream.Context())()
 	u := &upload{server: s, stream: stream, full: make(chan *writing, 1)}
 	group, ctx := errgroup.WithContext(stream.Context())
 	group.Go(func() error { return u.commit(ctx) })

@@ -42,13 +42,40 @@ func (s *Spec) check(firmware Firmware) error {
 	}
 	c.basename(s)
 	c.belowVFAT(s)
-	switch {
+	switch missing := s.unmade(); {
+	case missing != nil:
+		return Errorf(CodeLayout, "the storage layout asks for what this version does not do yet: %s", strings.Join(missing, ", "))
 	case len(c.layout) > 0:
 		return Errorf(CodeLayout, "the storage layout contradicts itself: %s", strings.Join(append(c.layout, c.unmade...), "; "))
 	case len(c.unmade) > 0:
 		return Errorf(CodeFileSystem, "the storage layout asks for file systems that cannot be made: %s", strings.Join(c.unmade, "; "))
 	}
 	return nil
+}
+
+// unmade are the fields that are understood but not acted on yet: none of them
+// may be ignored.
+func (s *Spec) unmade() (fields []string) {
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{
+		{"BootDisk", s.BootDisk != nil},
+		{"DataDisks", s.DataDisks != nil},
+		{"Overwrite", s.Overwrite != "" && s.Overwrite != OverwriteAny},
+		{"Preserve", s.Preserve != nil},
+		{"Erase", s.Erase != "" && s.Erase != EraseMetadata},
+		{"Mirror", s.Mirror},
+		{"Firmware", s.Firmware != ""},
+		{"Encryption.Root", s.Encryption.Root},
+		{"Encryption.Unlock", len(s.Encryption.Unlock) > 0 && !slices.Equal(s.Encryption.Unlock, []Unlock{UnlockKeyFile})},
+		{"Encryption.RecoveryRecipients", s.Encryption.RecoveryRecipients != nil},
+	} {
+		if f.set {
+			fields = append(fields, f.name)
+		}
+	}
+	return fields
 }
 
 // mountPoint returns what the volume is called from now on: by its mount point

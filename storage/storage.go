@@ -43,49 +43,6 @@ const ESPMountPoint = "/boot/efi"
 // encrypted volumes: directory mode 0700, files mode 0400.
 const KeyDirectory = "/etc/keys"
 
-// Spec is what the site wants: storage-layout.json after it was parsed.
-type Spec struct {
-	// Volumes of the boot disk, in the order of their partitions.
-	Volumes []VolumeSpec `json:"volumes"`
-	// ExtraMountPointsBasename, with a number appended, names the mount points
-	// of the volumes that nobody listed: 0 is the rest of the boot disk, n the
-	// n-th further disk. When it is empty there are no such volumes: the last
-	// listed volume takes the rest of the boot disk, and further disks are left
-	// alone.
-	ExtraMountPointsBasename string `json:"extraMountPointsBasename"`
-	// Encrypt puts everything but /, /boot and the ESP into LUKS volumes.
-	Encrypt bool `json:"encrypt"`
-	// UseKexec asks for the hand-over by kexec. The layout does not depend on it.
-	UseKexec bool `json:"useKexec"`
-	// Architecture is the GOARCH of the image, for the type of the root
-	// partition; empty means amd64.
-	Architecture string `json:"architecture,omitempty"`
-}
-
-// VolumeSpec is one wanted file system of the boot disk. Sizes are bytes and
-// minimums.
-type VolumeSpec struct {
-	// FileSystem is ext4, vfat, xfs or btrfs; empty means ext4.
-	FileSystem string `json:"fileSystem"`
-	// Label of the file system; empty means one made from the mount point.
-	Label string `json:"label,omitempty"`
-	// MountPoint is an absolute, clean path.
-	MountPoint string `json:"mountPoint"`
-	// MinimumBytes is the least size of the partition.
-	MinimumBytes uint64 `json:"minimumBytes,omitempty"`
-	// MinimumFreeBytes is the least that an unprivileged user can still write
-	// after the installation.
-	MinimumFreeBytes uint64 `json:"minimumFreeBytes,omitempty"`
-	// BytesPerInode is ext4's inode ratio; 0 means mke2fs's 16384.
-	BytesPerInode uint64 `json:"bytesPerInode,omitempty"`
-	// ReservedBlocksPercentage is ext4's share for root, at most 50; 0 means
-	// mke2fs's 5.
-	ReservedBlocksPercentage uint `json:"reservedBlocksPercentage,omitempty"`
-	// RootUserID and RootGroupID own the top directory of the file system.
-	RootUserID  uint32 `json:"rootUserId,omitempty"`
-	RootGroupID uint32 `json:"rootGroupId,omitempty"`
-}
-
 // Disk is one block device as it was found, with what lies on it.
 type Disk struct {
 	Name      string `json:"name"`                // kernel name: vda, nvme0n1

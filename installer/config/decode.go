@@ -106,11 +106,16 @@ func (r *reader) decode(at position, n *node, into reflect.Value, strict bool) {
 		return
 	}
 	switch into.Kind() {
+	case reflect.Pointer:
+		into.Set(reflect.New(into.Type().Elem()))
+		r.decode(at, n, into.Elem(), strict)
 	case reflect.Slice:
 		if n.kind != kindArray {
 			r.wrongType(at, kindArray, n)
 			return
 		}
+		// An empty list is not the same as none.
+		into.Set(reflect.MakeSlice(into.Type(), 0, len(n.items)))
 		for i, item := range n.items {
 			element := reflect.New(into.Type().Elem()).Elem()
 			r.decode(position{at.file, fmt.Sprintf("%s[%d]", at.path, i), item.line}, item, element, strict)

@@ -166,7 +166,7 @@ func TestEveryMistakeAtOnce(t *testing.T) {
     {"MountPoint": "/x"}
   ],
   "Encrypt": true, "encrypt": false,
-  "Mirror": true
+  "Mirror": "yes"
 }`),
 		ImageFile:       []byte("debian//12\n"),
 		ImageServerFile: []byte("host:99999\n"),
@@ -185,7 +185,7 @@ CFG-005: storage-layout.json:4: BootDriveLayout[1].MinimumBytes: want a number, 
 CFG-006: storage-layout.json:5: BootDriveLayout[2].FileSystemType: there is no file system "ext5" here: have "ext4", "vfat", "xfs", "btrfs": did you mean "ext4"?
 CFG-004: storage-layout.json:6: BootDriveLayout[3].MountPoint: line 5 has the mount point /x already
 CFG-004: storage-layout.json:8: encrypt stands twice: it is in line 8 already
-CFG-007: storage-layout.json:9: Mirror is not supported by this version: remove it
+CFG-005: storage-layout.json:9: Mirror: want true or false, have "yes" (write it without quotes)
 CFG-009: imagename:1: "debian//12" is not an image name: it is a path such as debian/12/2026-11-20, without empty parts, . and ..
 CFG-010: imageserver:1: "host:99999" is not host or host:port: a port is a number from 1 to 65535`
 	if err == nil {
@@ -257,6 +257,25 @@ func TestMistakes(t *testing.T) {
 		"unknown in layout":   {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Completely": 1}`), CodeUnknown, "storage-layout.json:1: unknown field Completely"},
 		"label twice":         {layout(`{"BootDriveLayout": [{"MountPoint": "/", "FileSystemLabel": "x"}, {"MountPoint": "/b", "FileSystemLabel": "x"}]}`), CodeDuplicate, `storage-layout.json:1: BootDriveLayout[1].FileSystemLabel: line 1 has the label "x" already`},
 		"user too large":      {layout(`{"BootDriveLayout": [{"MountPoint": "/", "RootUserId": 4294967295}]}`), CodeValue, "storage-layout.json:1: BootDriveLayout[0].RootUserId: at most 4294967294, not 4294967295"},
+		"empty selector":      {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "BootDisk": {}}`), CodeValue, "storage-layout.json:1: BootDisk chooses nothing: it has none of Serial, WWN, Model, Transport, MinimumBytes, MaximumBytes, Path, Smallest, Largest, First"},
+		"empty serial":        {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "DataDisks": [{"Serial": " ", "First": true}]}`), CodeValue, "storage-layout.json:1: DataDisks[0].Serial is empty"},
+		"unknown selector":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "BootDisk": {"Seriel": "a"}}`), CodeUnknown, `storage-layout.json:1: unknown field BootDisk.Seriel: did you mean "Serial"?`},
+		"two picks":           {layout("{\"BootDriveLayout\": [{\"MountPoint\": \"/\"}], \"BootDisk\": {\"First\": true,\n\"Smallest\": true}}"), CodeValue, "storage-layout.json:1: BootDisk.First: one of Smallest, Largest and First is possible"},
+		"no such size":        {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "BootDisk": {"MinimumBytes": 3, "MaximumBytes": 2}}`), CodeValue, "storage-layout.json:1: BootDisk.MaximumBytes: no disk has at most 2 and at least 3 bytes"},
+		"USB":                 {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "BootDisk": {"Transport": "USB"}}`), CodeValue, "storage-layout.json:1: BootDisk.Transport: disks that are connected by USB are never used"},
+		"no such transport":   {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "BootDisk": {"Transport": "nvm"}}`), CodeValue, `storage-layout.json:1: BootDisk.Transport: "nvm" is not possible: have "ata", "fc", "iscsi", "mmc", "nvme", "sas", "sata", "scsi", "virtio", "xen": did you mean "nvme"?`},
+		"no device node":      {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "BootDisk": {"Path": "sda"}}`), CodeValue, `storage-layout.json:1: BootDisk.Path: "sda" does not begin with /dev/`},
+		"no such rule":        {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Overwrite": "never_foreign"}`), CodeValue, `storage-layout.json:1: Overwrite: "never_foreign" is not possible: have "any", "own", "never-foreign": did you mean "never-foreign"?`},
+		"no such erasure":     {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Erase": "secure"}`), CodeValue, `storage-layout.json:1: Erase: "secure" is not possible: have "metadata", "discard", "crypto", "overwrite"`},
+		"empty rule":          {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Erase": ""}`), CodeValue, `storage-layout.json:1: Erase: "" is not possible: have "metadata", "discard", "crypto", "overwrite"`},
+		"kept twice":          {layout("{\"BootDriveLayout\": [{\"MountPoint\": \"/\"}], \"Preserve\": [\"home\",\n\"home\"]}"), CodeDuplicate, `storage-layout.json:2: Preserve[1]: "home" stands in the list already`},
+		"one firmware":        {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Firmware": "uefi"}`), CodeValue, `storage-layout.json:1: Firmware: "uefi" is not possible: have "both"`},
+		"plain encryption":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encryption": {"Root": true}}`), CodeValue, `storage-layout.json:1: Encryption needs "Encrypt": true`},
+		"no such key":         {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"Unlock": ["tpm"]}}`), CodeValue, `storage-layout.json:1: Encryption.Unlock[0]: "tpm" is not possible: have "keyfile", "tpm2", "passphrase": did you mean "tpm2"?`},
+		"no such PCR":         {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"Unlock": ["tpm2"], "PCRs": [24]}}`), CodeValue, "storage-layout.json:1: Encryption.PCRs[0]: a TPM has the PCRs 0 to 23, not 24"},
+		"PCRs of nothing":     {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"PCRs": [7]}}`), CodeValue, `storage-layout.json:1: Encryption: PCRs and AllowWithoutSecureBoot need "tpm2" in Unlock`},
+		"no age recipient":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"RecoveryRecipients": ["ssh-ed25519 AAAA"]}}`), CodeValue, `storage-layout.json:1: Encryption.RecoveryRecipients[0]: "ssh-ed25519 AAAA" is not an age recipient: it begins with age1`},
+		"recovery by nobody":  {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"RecoveryRequired": true}}`), CodeValue, "storage-layout.json:1: Encryption: RecoveryRequired needs RecoveryRecipients"},
 		"reserved":            {layout(`{"BootDriveLayout": [{"MountPoint": "/", "ReservedBlocksPercentage": 51}]}`), CodeValue, "storage-layout.json:1: BootDriveLayout[0].ReservedBlocksPercentage: at most 50, not 51"},
 		"two lines":           {file(ToolsImageFile, "a\nb\n"), CodeSyntax, "tools-imagename:2: a second line follows line 1: the file has one"},
 		"site server":         {file(SiteServerFile, "site:8080"), CodeServer, `siteserver:1: "site:8080" is not a URL that begins with http:// or https:// and a host`},
@@ -363,5 +382,44 @@ func TestImageServerPortIsADefault(t *testing.T) {
 		if err != nil || c.ImageServer != want {
 			t.Errorf("imageserver %q: got %q, %v; want %q", text, c.ImageServer, err, want)
 		}
+	}
+}
+
+// TestLayoutExtensions reads every field that the model does not have.
+func TestLayoutExtensions(t *testing.T) {
+	c, err := Parse(map[string][]byte{
+		MachineFile: []byte("{}"), ImageFile: []byte("a"),
+		LayoutFile: []byte(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true,
+  "BootDisk": {"Serial": "S1", "WWN": "naa.5000", "Model": "SAMSUNG*", "Transport": "nvme", "MinimumBytes": 1, "MaximumBytes": 2, "Path": "/dev/disk/by-path/pci-*", "Smallest": true},
+  "DataDisks": [{"Largest": true}, {"First": true}],
+  "Overwrite": "own", "Preserve": ["home", "data-0"], "Erase": "crypto", "Mirror": true, "Firmware": "both",
+  "Encryption": {"Root": true, "Unlock": ["tpm2", "passphrase"], "PCRs": [7, 11], "RecoveryRecipients": ["age1x"], "RecoveryRequired": true, "AllowWithoutSecureBoot": true}}`),
+	}, DefaultPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := storage.Spec{
+		Volumes: []storage.VolumeSpec{{FileSystem: "ext4", MountPoint: "/"}},
+		Encrypt: true,
+		BootDisk: &storage.Selector{Serial: "S1", WWN: "naa.5000", Model: "SAMSUNG*", Transport: "nvme", MinimumBytes: 1, MaximumBytes: 2,
+			Path: "/dev/disk/by-path/pci-*", Pick: storage.Smallest},
+		DataDisks:  []storage.Selector{{Pick: storage.Largest}, {Pick: storage.First}},
+		Overwrite:  storage.OverwriteOwn,
+		Preserve:   []string{"home", "data-0"},
+		Erase:      storage.EraseCrypto,
+		Mirror:     true,
+		Firmware:   storage.Both,
+		Encryption: storage.Encryption{Root: true, Unlock: []storage.Unlock{"tpm2", "passphrase"}, PCRs: []uint{7, 11}, RecoveryRecipients: []string{"age1x"}, RecoveryRequired: true, AllowWithoutSecureBoot: true},
+	}
+	if d := cmp.Diff(want, c.Storage); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+
+	c, err = Parse(map[string][]byte{
+		MachineFile: []byte("{}"), ImageFile: []byte("a"),
+		LayoutFile: []byte(`{"BootDriveLayout": [{"MountPoint": "/"}], "DataDisks": [], "BootDisk": null}`),
+	}, DefaultPort)
+	if err != nil || c.Storage.DataDisks == nil || c.Storage.BootDisk != nil {
+		t.Errorf("an empty list of DataDisks became %#v, a BootDisk of null %v (%v)", c.Storage.DataDisks, c.Storage.BootDisk, err)
 	}
 }

@@ -78,14 +78,38 @@ type rawLayoutFile struct {
 	Encrypt                  boolean
 	UseKexec                 boolean
 
-	BootDisk   unsupported
-	DataDisks  unsupported
-	Overwrite  unsupported
-	Preserve   unsupported
-	Erase      unsupported
-	Mirror     unsupported
-	Firmware   unsupported
-	Encryption unsupported
+	BootDisk   *rawSelector
+	DataDisks  []rawSelector
+	Overwrite  text
+	Preserve   []text
+	Erase      text
+	Mirror     boolean
+	Firmware   text
+	Encryption rawEncryption
+}
+
+type rawSelector struct {
+	position
+	Serial       text
+	WWN          text
+	Model        text
+	Transport    text
+	MinimumBytes number
+	MaximumBytes number
+	Path         text
+	Smallest     boolean
+	Largest      boolean
+	First        boolean
+}
+
+type rawEncryption struct {
+	position
+	Root                   boolean
+	Unlock                 []text
+	PCRs                   []number
+	RecoveryRecipients     []text
+	RecoveryRequired       boolean
+	AllowWithoutSecureBoot boolean
 }
 
 type rawVolume struct {

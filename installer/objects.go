@@ -62,7 +62,7 @@ func (i *installation) stage(ctx context.Context, phase progress.Phase, name str
 		total += o.Size
 	}
 	i.model.Logf(phase, "gathering %d objects, %s", len(need), storage.Bytes(total))
-	objects, err := stage.Run(ctx, i.server, file, need, stage.Options{
+	objects, err := stage.Run(ctx, []stage.Fetcher{i.server}, file, need, stage.Options{
 		Trees: append([]stage.Tree{stage.BootedRoot(os.DirFS("/"))}, old...),
 		Limit: limit, Patience: i.opt.imageServerPatience,
 		Report: func(source stage.Source, objects, bytes uint64) {

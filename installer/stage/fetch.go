@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/firstlight/firstlight/imageserver/client"
+	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
-	"github.com/firstlight/firstlight/imageserver/object/pack"
 )
 
 const (
@@ -24,45 +25,28 @@ const (
 	lastPause  = 10 * time.Second
 )
 
-// fetch gets what is still missing from the server, in the order in which
-// the image needs it.
-func (s *stage) fetch(ctx context.Context, server Fetcher) error {
-	var batches [][]object.Digest
-	var batch []object.Digest
-	var bytes uint64
-	seen := map[object.Digest]bool{}
-	for _, n := range s.need {
-		if seen[n.Digest] || !s.wanted(n.Digest, n.Size) {
-			continue
-		}
-		seen[n.Digest] = true
-		if len(batch) > 0 && (len(batch) == batchObjects || bytes+n.Size > batchBytes) {
-			batches, batch, bytes = append(batches, batch), nil, 0
-		}
-		batch, bytes = append(batch, n.Digest), bytes+n.Size
-	}
-	if len(batch) > 0 {
-		batches = append(batches, batch)
-	}
+// fetch gets what feed says, from as many streams as the options want, and
+// lets workers verify and keep what comes beside them.
+func (s *stage) fetch(ctx context.Context, servers []Fetcher, feed func(ctx context.Context, out chan<- []object.Digest) error) error {
 	s.heard = time.Now()
+	s.jobs = make(chan job)
+	var workers sync.WaitGroup
+	for range s.options.Workers {
+		workers.Go(s.work)
+	}
+	defer workers.Wait()
+	defer close(s.jobs)
 	group, ctx := errgroup.WithContext(ctx)
 	queue := make(chan []object.Digest)
 	group.Go(func() error {
 		defer close(queue)
-		for _, b := range batches {
-			select {
-			case <-ctx.Done():
-				return nil
-			case queue <- b:
-			}
-		}
-		return nil
+		return feed(ctx, queue)
 	})
 	for range s.options.Streams {
 		group.Go(func() error {
-			failures := failures{}
-			for b := range queue {
-				if err := s.fetchAll(ctx, server, b, failures); err != nil {
+			one := &stream{stage: s, servers: servers, failures: failures{}}
+			for batch := range queue {
+				if err := one.fetchAll(ctx, batch); err != nil {
 					return err
 				}
 			}
@@ -70,6 +54,59 @@ func (s *stage) fetch(ctx context.Context, server Fetcher) error {
 		})
 	}
 	return group.Wait()
+}
+
+// send divides what is still missing of objects into batches, in their order.
+func (s *stage) send(ctx context.Context, objects []image.Object, out chan<- []object.Digest) error {
+	var batch []object.Digest
+	var bytes uint64
+	seen := map[object.Digest]bool{}
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case out <- batch:
+			batch, bytes = nil, 0
+			return nil
+		}
+	}
+	for _, n := range objects {
+		if seen[n.Digest] || !s.wanted(n.Digest, n.Size) {
+			continue
+		}
+		seen[n.Digest] = true
+		if len(batch) == batchObjects || bytes+n.Size > batchBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		batch, bytes = append(batch, n.Digest), bytes+n.Size
+	}
+	return flush()
+}
+
+// stream is one sequence of calls of Fetch.
+type stream struct {
+	*stage
+	servers  []Fetcher
+	at       int // the server that is asked at present
+	tried    int // servers that have failed since the last whole object
+	failures failures
+}
+
+func (s *stream) server() Fetcher { return s.servers[s.at] }
+
+// next turns to another server, where there is one.
+func (s *stream) next(cause error) {
+	s.tried++
+	if len(s.servers) == 1 {
+		return
+	}
+	s.at = (s.at + 1) % len(s.servers)
+	s.log("%v; asking the next image server", cause)
 }
 
 // failures are the objects that came wrong or not at all.
@@ -91,14 +128,14 @@ func (f failures) note(d object.Digest, failure *Error) *failed {
 	return f[d]
 }
 
-// add returns nil as long as the object may be asked for again, then the
-// failure that tells most: a server that has found damage may have moved the
+// add returns nil as long as the object may be asked for again, at each of so
+// many servers, then the failure that tells most: a server that has found damage may have moved the
 // object aside, and say the next time that it has none.
-func (f failures) add(d object.Digest, failure *Error) error {
+func (f failures) add(d object.Digest, failure *Error, servers int) error {
 	one := f.note(d, failure)
 	one.calls++
 	switch {
-	case one.calls < attempts:
+	case one.calls < max(attempts, servers):
 		return nil
 	case one.damaged != nil:
 		return one.damaged
@@ -107,23 +144,20 @@ func (f failures) add(d object.Digest, failure *Error) error {
 }
 
 // fetchAll gets all of digests, in as many calls as it takes.
-func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.Digest, failures failures) error {
+func (s *stream) fetchAll(ctx context.Context, digests []object.Digest) error {
 	pause, broken := firstPause, 0
 	for len(digests) > 0 {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		r := &receiver{stage: s, asked: map[object.Digest]bool{}, open: map[object.Digest]*pack.Appender{}, damaged: map[object.Digest]error{}}
-		for _, d := range digests {
-			r.asked[d] = true
-		}
-		err := server.Fetch(ctx, digests, r.piece)
+		r := newReceiver(ctx, s.stage, digests)
+		err := s.server().Fetch(ctx, digests, r.piece)
 		r.close()
 		if r.refused != nil {
 			return r.refused
 		}
 		for d, damage := range r.damaged {
-			if err := failures.add(d, &Error{CodeDamaged, fmt.Errorf("the image server sent it wrong, also when it was asked again: %w", damage), d}); err != nil {
+			if err := s.failures.add(d, &Error{CodeDamaged, fmt.Errorf("the image server sent it wrong, also when it was asked again: %w", damage), d}, len(s.servers)); err != nil {
 				return err
 			}
 			s.log("%v; asking for it again", damage)
@@ -141,6 +175,9 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 		}
 		progress := len(rest) < len(digests)
 		digests = rest
+		if progress {
+			s.tried = 0
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -149,13 +186,13 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 			if len(undelivered) > 1 && err != nil {
 				for _, d := range undelivered {
 					if strings.Contains(err.Error(), d.Hex()) {
-						failures.note(d, missing(d, err))
+						s.failures.note(d, missing(d, err))
 					}
 				}
 				// One of them it was; the others shall come.
 				half := len(undelivered) / 2
 				for _, part := range [][]object.Digest{undelivered[:half], undelivered[half:]} {
-					if err := s.fetchAll(ctx, server, part, failures); err != nil {
+					if err := s.fetchAll(ctx, part); err != nil {
 						return err
 					}
 				}
@@ -166,12 +203,19 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 				continue
 			}
 			for _, d := range undelivered {
-				if err := failures.add(d, missing(d, err)); err != nil {
+				if err := s.failures.add(d, missing(d, err), len(s.servers)); err != nil {
 					return err
 				}
+				s.next(missing(d, err))
+			}
+			for _, damage := range r.damaged {
+				s.next(damage)
+				break
 			}
 		case final:
-			return fmt.Errorf("fetching objects: %w", err)
+			if s.next(err); s.tried >= len(s.servers) {
+				return fmt.Errorf("fetching objects: %w", err)
+			}
 		case lost:
 			switch {
 			case progress:
@@ -181,6 +225,9 @@ func (s *stage) fetchAll(ctx context.Context, server Fetcher, digests []object.D
 			}
 			if broken == breaks {
 				return &Error{code: CodeAway, err: fmt.Errorf("the connection to the image server broke %d times before a whole object had come: %w", broken, err)}
+			}
+			if s.next(err); s.tried%len(s.servers) != 0 {
+				continue // another one may be there
 			}
 			if err := s.waitForServer(ctx, pause, err); err != nil {
 				return err
@@ -277,85 +324,4 @@ func codeOf(err error) string {
 		return coded.Code()
 	}
 	return ""
-}
-
-// receiver takes the pieces of one call of Fetch.
-type receiver struct {
-	*stage
-	asked   map[object.Digest]bool // and not yet delivered whole
-	open    map[object.Digest]*pack.Appender
-	damaged map[object.Digest]error
-	got     int   // pieces
-	refused error // by the pack: the end
-}
-
-// piece takes one piece. Damage is noted and does not end the call: the
-// objects that follow may be whole.
-func (r *receiver) piece(p object.Piece) error {
-	r.hear()
-	r.got++
-	d := p.Digest
-	if !r.asked[d] || r.damaged[d] != nil {
-		return nil
-	}
-	if p.Offset == 0 && r.open[d] == nil {
-		r.mu.Lock()
-		size := r.missing[d]
-		r.mu.Unlock()
-		if p.Size != size {
-			r.damaged[d] = fmt.Errorf("object %s: the server says it has %d bytes, the manifest %d: %w", d, p.Size, size, object.ErrDamaged)
-			return nil
-		}
-		if p.Last() {
-			return r.settle(d, r.writer.Append(p.Info, p.Data))
-		}
-		out, err := r.writer.Create(p.Info)
-		if err != nil {
-			return r.settle(d, err)
-		}
-		r.open[d] = out
-	}
-	out := r.open[d]
-	if out == nil {
-		r.damaged[d] = fmt.Errorf("object %s: its beginning did not come: %w", d, object.ErrDamaged)
-		return nil
-	}
-	if err := out.Add(p); err != nil {
-		return r.settle(d, err)
-	}
-	if p.Last() {
-		return r.settle(d, out.Commit())
-	}
-	return nil
-}
-
-// settle ends the arrival of d with err.
-func (r *receiver) settle(d object.Digest, err error) error {
-	if out := r.open[d]; out != nil {
-		out.Abort() // does nothing after Commit
-		delete(r.open, d)
-	}
-	switch {
-	case err == nil:
-		delete(r.asked, d)
-		r.have(d, FromServer)
-		return nil
-	case errors.Is(err, object.ErrDamaged), errors.Is(err, object.ErrRefused):
-		if !strings.Contains(err.Error(), d.Hex()) {
-			err = fmt.Errorf("object %s: %w", d, err)
-		}
-		r.damaged[d] = err
-		return nil
-	default:
-		r.refused = r.stage.refused(err)
-		return r.refused
-	}
-}
-
-// close gives up what is incomplete.
-func (r *receiver) close() {
-	for d, out := range r.open {
-		out.Abort()
-		delete(r.open, d)
-	}
 }

@@ -9,7 +9,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"runtime"
 	"sync"
 	"time"
 
@@ -61,6 +63,18 @@ type Fetcher interface {
 	Fetch(ctx context.Context, digests []object.Digest, piece func(object.Piece) error) error
 }
 
+// Sink keeps objects. It is called from several goroutines at once. Bytes that
+// are not what info says are an error that wraps object.ErrDamaged, and what
+// came of them is not used; any other error is the end.
+type Sink interface {
+	// Append takes the encoded bytes of one whole object, which are valid only
+	// until it returns.
+	Append(info object.Info, encoded []byte) error
+	// AppendStored takes an object whose encoded bytes r gives. It need not
+	// read them to their end.
+	AppendStored(info object.Info, r io.Reader) error
+}
+
 // Options of Run. The zero value of each is a sensible default.
 type Options struct {
 	// Trees are searched, in order, before the server is asked.
@@ -69,6 +83,9 @@ type Options struct {
 	Limit uint64
 	// Streams is the number of Fetch calls at a time; 0 means 2.
 	Streams int
+	// Workers verify and keep so many objects at a time; 0 means one for each
+	// processor, at least 2 and at most 8.
+	Workers int
 	// Patience is how long the server may be away, in one go, before Run
 	// gives up; 0 means 10 minutes.
 	Patience time.Duration
@@ -121,10 +138,47 @@ const (
 )
 
 // Run gathers the objects need in file, which is empty, and returns them.
-// The Getter reads from file, which must stay open as long.
-func Run(ctx context.Context, server Fetcher, file pack.File, need []image.Object, o Options) (object.Getter, error) {
+// The Getter reads from file, which must stay open as long. servers are asked
+// in their order: the next one where one does not answer, or sends an object
+// wrong.
+func Run(ctx context.Context, servers []Fetcher, file pack.File, need []image.Object, o Options) (object.Getter, error) {
+	writer, err := pack.NewWriter(file, pack.Options{Limit: o.Limit})
+	if err != nil {
+		return nil, &Error{code: CodeStore, err: fmt.Errorf("beginning the pack of objects: %w", err)}
+	}
+	s := newStage(writer, need, o)
+	s.writer = writer
+	for _, tree := range o.Trees {
+		if err := s.search(ctx, tree); err != nil {
+			return nil, err
+		}
+	}
+	err = s.fetch(ctx, servers, func(ctx context.Context, out chan<- []object.Digest) error {
+		return s.send(ctx, s.need, out)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return writer.Reader(), nil
+}
+
+// Stream fetches the objects need into sink, in about their order and in
+// memory that does not grow with them: at most a few MiB for each of the
+// streams and workers. It keeps nothing itself, and resumes and fails over as
+// Run does. Of the options it uses neither Trees nor Limit.
+func Stream(ctx context.Context, servers []Fetcher, sink Sink, need []image.Object, o Options) error {
+	s := newStage(sink, need, o)
+	return s.fetch(ctx, servers, func(ctx context.Context, out chan<- []object.Digest) error {
+		return s.send(ctx, s.need, out)
+	})
+}
+
+func newStage(sink Sink, need []image.Object, o Options) *stage {
 	if o.Streams <= 0 {
 		o.Streams = defaultStreams
+	}
+	if o.Workers <= 0 {
+		o.Workers = min(max(runtime.NumCPU(), 2), 8)
 	}
 	if o.Patience <= 0 {
 		o.Patience = defaultPatience
@@ -135,31 +189,21 @@ func Run(ctx context.Context, server Fetcher, file pack.File, need []image.Objec
 	if o.Idle <= 0 {
 		o.Idle = defaultIdle
 	}
-	writer, err := pack.NewWriter(file, pack.Options{Limit: o.Limit})
-	if err != nil {
-		return nil, &Error{code: CodeStore, err: fmt.Errorf("beginning the pack of objects: %w", err)}
-	}
-	s := &stage{writer: writer, options: o, need: need, missing: map[object.Digest]uint64{}, bySize: map[uint64]int{}}
+	s := &stage{sink: sink, options: o, need: need, missing: map[object.Digest]uint64{}, bySize: map[uint64]int{}}
 	for _, n := range need {
 		if _, twice := s.missing[n.Digest]; !twice {
 			s.missing[n.Digest] = n.Size
 			s.bySize[n.Size]++
 		}
 	}
-	for _, tree := range o.Trees {
-		if err := s.search(ctx, tree); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.fetch(ctx, server); err != nil {
-		return nil, err
-	}
-	return writer.Reader(), nil
+	return s
 }
 
-// stage is one Run.
+// stage is one Run or Stream.
 type stage struct {
-	writer  *pack.Writer
+	writer  *pack.Writer // for what is found in trees
+	sink    Sink         // for what comes from a server
+	jobs    chan job
 	options Options
 	need    []image.Object // in path order of first use
 
@@ -210,11 +254,13 @@ func (s *stage) log(format string, args ...any) {
 	s.options.Log(fmt.Sprintf(format, args...))
 }
 
-// refused turns an error of the pack into one with our code.
+// refused turns an error of the sink into one with our code, where it has none.
 func (s *stage) refused(err error) error {
 	switch {
-	case errors.Is(err, pack.ErrFull), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ENOMEM):
+	case errors.Is(err, pack.ErrFull), s.writer != nil && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM)):
 		return &Error{code: CodeMemory, err: fmt.Errorf("the objects take more memory than the %d MiB that are set aside: %w", s.options.Limit>>20, err)}
+	case codeOf(err) != "":
+		return err
 	default:
 		return &Error{code: CodeStore, err: err}
 	}

@@ -151,7 +151,7 @@ func TestRunTakesFromTreesFirst(t *testing.T) {
 	}
 	counts := map[stage.Source]count{}
 	var log []string
-	got, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{
+	got, err := stage.Run(t.Context(), []stage.Fetcher{s}, packFile(t), need, stage.Options{
 		Trees: []stage.Tree{
 			stage.BootedRoot(booted),
 			{Name: "/dev/vda2", Source: stage.FromOldOS, FS: rotten{old, "etc/broken"}},
@@ -189,7 +189,7 @@ func TestRunLeavesTreesThatTakeTooLong(t *testing.T) {
 	hung := fstest.MapFS{"a": {Data: s.objects[need[0].Digest]}, "b": {Data: content(99, size)}}
 	var log []string
 	counts := map[stage.Source]count{}
-	got, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{
+	got, err := stage.Run(t.Context(), []stage.Fetcher{s}, packFile(t), need, stage.Options{
 		Trees: []stage.Tree{
 			{Name: "hung", Source: stage.FromOldOS, FS: hanging{hung, "b", release}},
 			{Name: "next", Source: stage.FromOldOS, FS: fstest.MapFS{"c": {Data: s.objects[need[2].Digest]}}},
@@ -309,7 +309,7 @@ func TestRunAsksAgain(t *testing.T) {
 			s, need := world()
 			s.fault = c(need[7].Digest)
 			counts := map[stage.Source]count{}
-			got, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{Report: counter(counts)})
+			got, err := stage.Run(t.Context(), []stage.Fetcher{s}, packFile(t), need, stage.Options{Report: counter(counts)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -389,7 +389,7 @@ func TestRunGivesUp(t *testing.T) {
 				s, need := world()
 				c.spoil(s, need[i].Digest)
 				begun := time.Now()
-				_, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{Limit: c.limit, Patience: 300 * time.Millisecond})
+				_, err := stage.Run(t.Context(), []stage.Fetcher{s}, packFile(t), need, stage.Options{Limit: c.limit, Patience: 300 * time.Millisecond})
 				var e interface{ Code() string }
 				if !errors.As(err, &e) || e.Code() != c.code || !strings.Contains(err.Error(), c.says) {
 					t.Errorf("error %v", err)
@@ -430,7 +430,7 @@ func TestRunGoesOnWhenTheServerIsBack(t *testing.T) {
 		return true, nil
 	}
 	var waits []string
-	got, err := stage.Run(t.Context(), s, packFile(t), need, stage.Options{
+	got, err := stage.Run(t.Context(), []stage.Fetcher{s}, packFile(t), need, stage.Options{
 		Streams: 1, Patience: time.Minute, Wait: func(reason string) { waits = append(waits, reason) },
 	})
 	if err != nil {
@@ -449,7 +449,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 		cancel()
 		return false, errors.New("connection reset")
 	}
-	if _, err := stage.Run(ctx, s, packFile(t), need, stage.Options{}); !errors.Is(err, context.Canceled) {
+	if _, err := stage.Run(ctx, []stage.Fetcher{s}, packFile(t), need, stage.Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -457,7 +457,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 // Nothing at all is needed: an image of directories.
 func TestRunWithoutObjects(t *testing.T) {
 	s, _ := world()
-	if _, err := stage.Run(t.Context(), s, packFile(t), nil, stage.Options{}); err != nil {
+	if _, err := stage.Run(t.Context(), []stage.Fetcher{s}, packFile(t), nil, stage.Options{}); err != nil {
 		t.Error(err)
 	}
 	if s.calls != 0 {
@@ -486,7 +486,7 @@ func BenchmarkRun(b *testing.B) {
 	file := packFile(b)
 	b.SetBytes(total)
 	for b.Loop() {
-		if _, err := stage.Run(b.Context(), encoded, file, need, stage.Options{}); err != nil {
+		if _, err := stage.Run(b.Context(), []stage.Fetcher{encoded}, file, need, stage.Options{}); err != nil {
 			b.Fatal(err)
 		}
 	}

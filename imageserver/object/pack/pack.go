@@ -108,7 +108,7 @@ type Writer struct {
 	mutex    sync.Mutex
 	end      uint64 // where the next object begins
 	used     uint64 // bytes of objects, set-aside ones included
-	open     int    // appenders that are neither committed nor aborted
+	open     int    // objects that are being appended
 	finished bool
 }
 
@@ -353,96 +353,50 @@ func (s *section) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Appender adds one object whose encoded bytes arrive bit by bit while others
-// are appended. It is not safe for concurrent use.
-type Appender struct {
-	w        *Writer
-	out      section
-	at       location
-	verifier *zstd.Verifier
-	done     bool
-	err      error
-}
-
-// Create sets room aside for the object that info describes. Commit or Abort
-// must be called.
-func (w *Writer) Create(info object.Info) (*Appender, error) {
+// AppendStored is Append of an object whose encoded bytes r gives, in memory
+// that does not grow with it. An object that is already there is left as it is,
+// and r is not read.
+func (w *Writer) AppendStored(info object.Info, r io.Reader) error {
+	if w.Has(info.Digest) {
+		return nil
+	}
 	if err := info.Validate(); err != nil {
-		return nil, err
+		return err
 	}
 	offset, err := w.allot(info.Digest, info.StoredSize)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &Appender{
-		w:        w,
-		out:      section{file: w.file, offset: offset, left: info.StoredSize},
-		at:       location{info, offset},
-		verifier: zstd.NewVerifier(info),
-	}, nil
+	out := &section{file: w.file, offset: offset, left: info.StoredSize}
+	if err := zstd.VerifyFrom(info, &copying{r: r, w: out}); err != nil {
+		w.release(offset, info.StoredSize, info.StoredSize, 0)
+		return err
+	}
+	w.add(location{info, offset})
+	w.release(offset, info.StoredSize, info.StoredSize, info.StoredSize)
+	return nil
 }
 
-// Add takes the next piece, which must be of this object and follow the one
-// before. What it returns is what Write returns.
-func (a *Appender) Add(p object.Piece) error {
-	if p.Info != a.at.info || p.Offset != a.at.info.StoredSize-a.out.left {
-		return fmt.Errorf("object %s: a piece at %d out of order: %w", a.at.info.Digest, p.Offset, object.ErrDamaged)
-	}
-	_, err := a.Write(p.Data)
-	return err
+// copying writes what is read from it. What does not fit any more is the
+// verifier's to refuse.
+type copying struct {
+	r io.Reader
+	w *section
 }
 
-// Write takes the next encoded bytes. Bytes that cannot be those of the
-// object are an error that wraps object.ErrDamaged.
-func (a *Appender) Write(p []byte) (int, error) {
-	if a.done {
-		return 0, io.ErrClosedPipe
-	}
-	// The verifier refuses what is too long before anything is written.
-	if _, err := a.verifier.Write(p); err != nil {
-		return 0, err
-	}
-	n, err := a.out.Write(p)
-	if err != nil {
-		err = fmt.Errorf("writing object %s to the pack: %w", a.at.info.Digest, err)
+func (c *copying) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if n > 0 && c.w.left > 0 {
+		if _, err := c.w.Write(p[:min(uint64(n), c.w.left)]); err != nil {
+			return n, fmt.Errorf("writing to the pack: %w", err)
+		}
 	}
 	return n, err
 }
 
-// Commit adds the object if all of its bytes have come and are what was
-// announced; else its error wraps object.ErrDamaged and nothing is added.
-func (a *Appender) Commit() error {
-	if a.done {
-		return a.err
-	}
-	a.done = true
-	a.err = a.verifier.Close()
-	if a.err == nil && a.out.left > 0 {
-		a.err = fmt.Errorf("object %s: a write to the pack failed before: %w", a.at.info.Digest, io.ErrShortWrite)
-	}
-	taken := a.at.info.StoredSize
-	if a.err != nil {
-		taken = 0
-	} else {
-		a.w.add(a.at)
-	}
-	a.w.release(a.at.offset, a.at.info.StoredSize, a.at.info.StoredSize, taken)
-	return a.err
-}
-
-// Abort gives the object up. It does nothing after Commit.
-func (a *Appender) Abort() {
-	if a.done {
-		return
-	}
-	a.done = true
-	a.err = errors.Join(fmt.Errorf("object %s: given up", a.at.info.Digest), a.verifier.Close())
-	a.w.release(a.at.offset, a.at.info.StoredSize, a.at.info.StoredSize, 0)
-}
-
 // Finish writes the index, by which OpenReader can open the pack, and returns
 // the length of the file in bytes. Nothing can be appended afterwards. It does
-// not sync the file. Appenders that are still open are an error.
+// not sync the file. Objects that are still being appended are an error.
 func (w *Writer) Finish() (int64, error) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()

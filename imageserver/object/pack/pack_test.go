@@ -96,20 +96,9 @@ func TestAppend(t *testing.T) {
 			_, err := w.AppendFrom(object.Of(content), uint64(len(content)), iotest.HalfReader(bytes.NewReader(content)))
 			return err
 		},
-		"Create": func(w *pack.Writer, content []byte) error {
+		"AppendStored": func(w *pack.Writer, content []byte) error {
 			info, encoded := objecttest.Encode(content)
-			a, err := w.Create(info)
-			if err != nil {
-				return err
-			}
-			defer a.Abort()
-			for at := 0; at < len(encoded); at += 100_000 {
-				piece := object.Piece{Info: info, Offset: uint64(at), Data: encoded[at:min(at+100_000, len(encoded))]}
-				if err := a.Add(piece); err != nil {
-					return err
-				}
-			}
-			return a.Commit()
+			return stream(w, info, encoded)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -121,7 +110,7 @@ func TestAppend(t *testing.T) {
 					if err := add(w, content); err != nil {
 						t.Fatal(err)
 					}
-					if name != "Create" && used == w.Used() {
+					if used == w.Used() {
 						break // the second time added nothing
 					}
 					used = w.Used()
@@ -188,19 +177,7 @@ func TestLies(t *testing.T) {
 func second(_ object.Info, err error) error { return err }
 
 func stream(w *pack.Writer, info object.Info, encoded []byte) error {
-	a, err := w.Create(info)
-	if err != nil {
-		return err
-	}
-	defer a.Abort()
-	for len(encoded) > 0 {
-		n := min(len(encoded), 70_000)
-		if _, err := a.Write(encoded[:n]); err != nil {
-			return err
-		}
-		encoded = encoded[n:]
-	}
-	return a.Commit()
+	return w.AppendStored(info, iotest.HalfReader(bytes.NewReader(encoded)))
 }
 
 // Whatever happens to the file, no wrong byte is given out as a whole object.
@@ -279,7 +256,7 @@ func TestLimit(t *testing.T) {
 	if err := add(3, 1); !errors.Is(err, pack.ErrFull) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := w.Create(object.Info{Digest: object.Digest{1}, Encoding: object.Zstd, Size: 1, StoredSize: 1<<64 - 1}); !errors.Is(err, pack.ErrFull) {
+	if err := w.AppendStored(object.Info{Digest: object.Digest{1}, Encoding: object.Zstd, Size: 1, StoredSize: 1<<64 - 1}, nil); !errors.Is(err, pack.ErrFull) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -331,13 +308,9 @@ func TestConcurrent(t *testing.T) {
 					t.Error(err)
 				}
 				// Given up in the middle: a hole, no more.
-				if a, err := w.Create(object.Info{Digest: object.Digest{9, byte(i)}, Size: 1000, StoredSize: 1000}); err != nil {
+				cut := object.Info{Digest: object.Digest{9, byte(i)}, Size: 1000, StoredSize: 1000}
+				if err := w.AppendStored(cut, bytes.NewReader(encoded[:10])); !errors.Is(err, object.ErrDamaged) {
 					t.Error(err)
-				} else {
-					_, err := a.Write(encoded[:10])
-					if a.Abort(); err != nil {
-						t.Error(err)
-					}
 				}
 			}
 		})
@@ -436,19 +409,13 @@ func BenchmarkOpen(b *testing.B) {
 // verify and write.
 func BenchmarkAppend(b *testing.B) {
 	const size = 64 << 10
-	w := newWriter(b, tempFile(b), 0)
+	file := tempFile(b)
 	info, encoded := objecttest.Encode(objecttest.Text(1, size))
 	b.SetBytes(size)
 	b.ReportAllocs()
 	for b.Loop() {
-		a, err := w.Create(info)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := a.Write(encoded); err != nil {
-			b.Fatal(err)
-		}
-		if err := a.Commit(); err != nil {
+		w := newWriter(b, file, 0)
+		if err := w.Append(info, encoded); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -78,15 +78,17 @@ func (v *Verifier) start() {
 	r, w := io.Pipe()
 	v.pipe, v.result = w, make(chan error, 1)
 	go func() {
-		err := drain(v.info, r)
+		err := VerifyFrom(v.info, r)
 		// A writer that is still there learns what is wrong.
 		r.CloseWithError(err)
 		v.result <- err
 	}()
 }
 
-// drain unpacks and verifies r to its end.
-func drain(info object.Info, r io.Reader) error {
+// VerifyFrom checks one object whose encoded bytes r gives, to its end, in
+// memory that does not grow with the object. Errors of r come back as they are;
+// bytes that are not what info says are an error that wraps object.ErrDamaged.
+func VerifyFrom(info object.Info, r io.Reader) error {
 	unpacked, err := Open(info, r)
 	if err != nil {
 		return err

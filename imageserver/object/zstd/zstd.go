@@ -188,7 +188,7 @@ func Decode(dst []byte, info object.Info, encoded []byte) ([]byte, error) {
 // not grow with the object.
 func Verify(info object.Info, encoded []byte) error {
 	if info.Size > Whole || uint64(len(encoded)) != info.StoredSize {
-		return drain(info, bytes.NewReader(encoded))
+		return VerifyFrom(info, bytes.NewReader(encoded))
 	}
 	buffer := buffers.Get().(*[Whole]byte)
 	defer buffers.Put(buffer)

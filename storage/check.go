@@ -45,6 +45,7 @@ func (s *Spec) check(firmware Firmware) error {
 	switch missing := s.unmade(); {
 	case missing != nil:
 		return Errorf(CodeLayout, "the storage layout asks for what this version does not do yet: %s", strings.Join(missing, ", "))
+	s.Encryption.check(s.Encrypt, c.wrong)
 	case len(c.layout) > 0:
 		return Errorf(CodeLayout, "the storage layout contradicts itself: %s", strings.Join(append(c.layout, c.unmade...), "; "))
 	case len(c.unmade) > 0:
@@ -67,9 +68,6 @@ func (s *Spec) unmade() (fields []string) {
 		{"Erase", s.Erase != "" && s.Erase != EraseMetadata},
 		{"Mirror", s.Mirror},
 		{"Firmware", s.Firmware != ""},
-		{"Encryption.Root", s.Encryption.Root},
-		{"Encryption.Unlock", len(s.Encryption.Unlock) > 0 && !slices.Equal(s.Encryption.Unlock, []Unlock{UnlockKeyFile})},
-		{"Encryption.RecoveryRecipients", s.Encryption.RecoveryRecipients != nil},
 	} {
 		if f.set {
 			fields = append(fields, f.name)

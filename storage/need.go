@@ -13,7 +13,7 @@ import (
 func (s Spec) Need(files iter.Seq2[string, uint64]) Need {
 	n := Need{BytesBelow: map[string]uint64{}, InodesBelow: map[string]uint64{}}
 	mounted := make(map[string]bool)
-	for _, v := range s.Volumes {
+	for _, v := range s.withBoot().Volumes {
 		mounted[path.Clean(v.MountPoint)] = true
 	}
 	if s.ExtraMountPointsBasename != "" {

@@ -17,6 +17,7 @@ import (
 // one error.
 func Resolve(spec Spec, disks []Disk, selected []string, need Need, firmware Firmware, ids func(name string) [16]byte) (Layout, error) {
 	spec.Volumes = slices.Clone(spec.Volumes)
+	spec = spec.withBoot()
 	if err := spec.check(firmware); err != nil {
 		return Layout{}, err
 	}

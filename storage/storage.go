@@ -39,10 +39,6 @@ const MediumLabel = "FIRSTLIGHT"
 // ESPMountPoint is where the EFI system partition is mounted in the new OS.
 const ESPMountPoint = "/boot/efi"
 
-// KeyDirectory is where the root file system keeps the key files of the
-// encrypted volumes: directory mode 0700, files mode 0400.
-const KeyDirectory = "/etc/keys"
-
 // Disk is one block device as it was found, with what lies on it.
 type Disk struct {
 	Name      string `json:"name"`                // kernel name: vda, nvme0n1
@@ -199,16 +195,6 @@ type Partition struct {
 	RootGroupID              uint32 `json:"rootGroupId,omitempty"`
 }
 
-// LUKS is the encryption of one volume. Its key is made when it is formatted
-// and stands nowhere in a layout.
-type LUKS struct {
-	UUID string `json:"uuid"`
-	// Mapping is the name below /dev/mapper, here and in the new OS.
-	Mapping string `json:"mapping"`
-	// KeyFile is the absolute path of the key file in the new root.
-	KeyFile string `json:"keyFile"`
-}
-
 // Device is the node on which the file system of p is made and mounted: the
 // partition, or its mapping.
 func (d DiskLayout) Device(p Partition) string {
@@ -294,6 +280,12 @@ type Error struct {
 }
 
 // Errorf makes an [Error]; as with [fmt.Errorf], an error given for %w is its
+	CodeTPM           = "LUK-008"
+	CodePCR           = "LUK-009"
+	CodeSealed        = "LUK-010"
+	CodeToken         = "LUK-011"
+	CodeProof         = "LUK-012"
+	CodeRecipient     = "LUK-013"
 // cause.
 func Errorf(code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)

@@ -60,13 +60,22 @@ func (l Layout) Fstab() []byte {
 }
 
 // Crypttab renders /etc/crypttab of the new OS, crypttab(5); nil when nothing is
-// encrypted.
+// encrypted. A volume that the TPM does not open is asked for at the console.
 func (l Layout) Crypttab() []byte {
 	var b bytes.Buffer
-	for _, v := range l.Mounts() {
-		if luks := v.Partition.LUKS; luks != nil {
-			fmt.Fprintf(&b, "%s UUID=%s %s luks\n", luks.Mapping, luks.UUID, luks.KeyFile)
+	for _, v := range l.Encrypted() {
+		luks := v.Partition.LUKS
+		key, options := "none", "luks"
+		switch luks.Unlock {
+		case UnlockKeyFile:
+			key = luks.KeyFile
+		case UnlockTPM2:
+			options += ",tpm2-device=auto"
 		}
+		if v.MountPoint() == "/" {
+			options += ",x-initrd.attach"
+		}
+		fmt.Fprintf(&b, "%s UUID=%s %s %s\n", luks.Mapping, luks.UUID, key, options)
 	}
 	if b.Len() == 0 {
 		return nil

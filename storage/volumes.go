@@ -3,7 +3,6 @@ package storage
 import (
 	"encoding/hex"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 )
@@ -146,14 +145,11 @@ func (r *resolver) volume(v VolumeSpec, least uint64, why string) wantedPartitio
 	if v.MountPoint == ESPMountPoint && r.firmware == BIOS {
 		p.TypeGUID = typeLinux
 	}
-	if r.spec.Encrypt && v.MountPoint != "/" && v.MountPoint != "/boot" && v.MountPoint != ESPMountPoint {
-		mapping := r.mapping(v.MountPoint)
-		p.LUKS = &LUKS{
-			UUID:    formatUUID(r.ids("luks:" + v.MountPoint)),
-			Mapping: mapping,
-			KeyFile: path.Join(KeyDirectory, mapping+".key"),
+	if r.spec.encrypted(v.MountPoint) {
+		p.LUKS = r.luks(v.MountPoint)
+		if v.MountPoint != "/" { // an encrypted root keeps its type (discoverable partitions specification)
+			p.TypeGUID = typeLUKS
 		}
-		p.TypeGUID = typeLUKS
 		least += luksOffset
 		why += ", LUKS header"
 	}
@@ -185,6 +181,9 @@ func (r *resolver) mapping(mountPoint string) string {
 		}
 	}
 	name := b.String()
+	if mountPoint == "/" {
+		name = "root"
+	}
 	name = strings.TrimLeft(name[:min(len(name), 80)], ".")
 	unique := name
 	for i := 2; r.mappings[unique] || unique == "" || unique == "control"; i++ {

@@ -135,6 +135,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	settings.Scrub = func() server.Scrub { return scrubbed(scrubber, objects) }
 	service := server.New(settings)
 	mux.RPC = auth.NewServer(server.Policy(), options.Insecure, append(server.Tuning(), grpc.StatsHandler(metrics))...)
+	mux.Calls = service.Calls(options.Insecure)
 	service.Register(mux.RPC)
 	if mux.Pages, err = service.Pages(); err != nil {
 		return err

@@ -46,6 +46,7 @@ type Client struct {
 	connection *grpc.ClientConn
 	rpc        pb.ImageServerClient
 	handshakes *handshakes
+	bulk       *bulkTransport
 }
 
 // Image is a line of the server's catalog.
@@ -101,7 +102,10 @@ type Offer struct {
 func Dial(ctx context.Context, options Options) (*Client, error) { return dial(ctx, options) }
 
 // Close gives up the connection; calls that run end with an error.
-func (c *Client) Close() error { return c.connection.Close() }
+func (c *Client) Close() error {
+	c.bulk.close()
+	return c.connection.Close()
+}
 
 // Manifest gets an image's manifest. name is an image, a stream (its newest
 // image is meant), or either with "@sha256:<hex>" behind it.

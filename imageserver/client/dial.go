@@ -41,6 +41,7 @@ func dial(ctx context.Context, options Options) (*Client, error) {
 	setDefault(&options.KeepaliveTimeout, 20*time.Second)
 
 	c := &Client{options: options, address: address, handshakes: &handshakes{}}
+	c.bulk = newBulk(c)
 	transport := insecure.NewCredentials()
 	if options.TLS != nil {
 		transport = credentials.NewTLS(options.TLS)

@@ -69,6 +69,7 @@ func newSite(t testing.TB, secure bool) *site {
 		}
 	}
 	mux.RPC = auth.NewServer(server.Policy(), !secure, append(server.Tuning(), grpc.StatsHandler(metrics))...)
+	mux.Calls = service.Calls(!secure)
 	service.Register(mux.RPC)
 	if mux.Pages, err = service.Pages(); err != nil {
 		t.Fatal(err)

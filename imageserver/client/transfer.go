@@ -28,7 +28,14 @@ func (c *Client) fetch(ctx context.Context, digests []object.Digest, f func(obje
 	}
 	for len(unique) > 0 {
 		n := min(len(unique), maxDigests)
-		if err := c.fetchBatch(ctx, unique[:n], wanted, f); err != nil {
+		err := errNoBulk
+		if c.bulk.usable() {
+			err = c.fetchBulk(ctx, unique[:n], wanted, f)
+		}
+		if err == errNoBulk {
+			err = c.fetchBatch(ctx, unique[:n], wanted, f)
+		}
+		if err != nil {
 			return err
 		}
 		unique = unique[n:]
@@ -36,6 +43,7 @@ func (c *Client) fetch(ctx context.Context, digests []object.Digest, f func(obje
 	return nil
 }
 
+// fetchBatch gets objects by gRPC, for servers that know no bulk answers.
 func (c *Client) fetchBatch(ctx context.Context, digests []object.Digest, wanted map[object.Digest]*arriving, f func(object.Piece) error) error {
 	const doing = "fetching objects"
 	ctx, stall, cancel := c.watch(ctx, doing)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"sync/atomic"
 	"time"
@@ -230,13 +231,21 @@ type writing struct {
 	group   *errgroup.Group
 	ctx     context.Context
 	digests []object.Digest
+	sums    []summed
 	bytes   uint64
+}
+
+// summed is the sum of an object's encoded bytes.
+type summed struct {
+	info object.Info
+	crc  uint32
 }
 
 // largePut is an object whose pieces are still coming.
 type largePut struct {
 	info object.Info
 	next uint64
+	crc  uint32 // of what has come
 	pipe *io.PipeWriter
 }
 
@@ -331,6 +340,9 @@ func (s *Server) commit(ctx context.Context, w *writing) error {
 	}
 	if err := w.batch.Commit(ctx); err != nil {
 		return err
+	}
+	for _, one := range w.sums {
+		s.sums.learn(one.info, one.crc)
 	}
 	s.options.Metrics.stored(uint64(len(w.digests)-len(before)), w.bytes-storedBytes(before))
 	return nil
@@ -435,7 +447,7 @@ func (u *upload) take(ctx context.Context, wire *pb.Piece) error {
 	default:
 		return u.more(ctx, piece)
 	}
-	return u.ended(ctx, piece.Info)
+	return u.ended(ctx, piece.Info, crc32.Checksum(piece.Data, castagnoli))
 }
 
 // more writes a piece of the large object.
@@ -448,6 +460,7 @@ func (u *upload) more(ctx context.Context, piece object.Piece) error {
 		return err
 	}
 	l.next += uint64(len(piece.Data))
+	l.crc = crc32.Update(l.crc, castagnoli, piece.Data)
 	if !piece.Last() {
 		return nil
 	}
@@ -455,12 +468,14 @@ func (u *upload) more(ctx context.Context, piece object.Piece) error {
 	if err := l.pipe.Close(); err != nil {
 		return err
 	}
-	return u.ended(ctx, piece.Info)
+	return u.ended(ctx, piece.Info, l.crc)
 }
 
-// ended counts an object that has come completely.
-func (u *upload) ended(ctx context.Context, info object.Info) error {
+// ended counts an object that has come completely, with the sum of its encoded
+// bytes.
+func (u *upload) ended(ctx context.Context, info object.Info, crc uint32) error {
 	u.batch.digests = append(u.batch.digests, info.Digest)
+	u.batch.sums = append(u.batch.sums, summed{info, crc})
 	u.batch.bytes += info.StoredSize
 	if len(u.batch.digests) < batchObjects && u.batch.bytes < batchBytes {
 		return nil

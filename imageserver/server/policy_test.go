@@ -98,6 +98,7 @@ func serve(t *testing.T, config *tls.Config, open bool) string {
 	service := server.New(server.Options{Objects: objects, Images: images, Metrics: metrics, Log: log, Workers: 2,
 		Ready: func(context.Context) error { return nil }, TLS: config != nil})
 	mux := &auth.Mux{TLS: config, Log: log, RPC: auth.NewServer(server.Policy(), open, grpc.StatsHandler(metrics))}
+	mux.Calls = service.Calls(open)
 	service.Register(mux.RPC)
 	if mux.Pages, err = service.Pages(); err != nil {
 		t.Fatal(err)

@@ -85,6 +85,7 @@ type Server struct {
 	options Options
 	health  *health.Server
 	sizes   sizeCache
+	sums    sums
 	uses    uses
 	places  *places
 	// manifests bounds how many manifests are decoded at once: each may take

@@ -22,11 +22,12 @@ const handshakeTimeout = 10 * time.Second
 // shutdownTimeout bounds the time in which calls may end when a Mux stops.
 const shutdownTimeout = 5 * time.Second
 
-// Mux serves one port: gRPC over TLS, and pages for looking over TLS and over
-// plain HTTP. A connection's first byte says whether it is TLS (a handshake
-// record begins with 0x16: RFC 8446, 5.1); with TLS the application protocol
-// says whether it is gRPC. Plaintext that begins as HTTP/2 does goes to RPC,
-// whose policy refuses it unless it was made insecure.
+// Mux serves one port: gRPC over TLS, pages for looking over TLS and over plain
+// HTTP, and single RPCs over HTTP/1.1, guarded as gRPC is. A connection's first
+// byte says whether it is TLS (a handshake record begins with 0x16: RFC 8446,
+// 5.1); with TLS the application protocol says whether it is gRPC. Plaintext
+// that begins as HTTP/2 does goes to RPC, whose policy refuses it unless it was
+// made insecure.
 type Mux struct {
 	// TLS is ServerTLS's; nil means that no TLS is spoken.
 	TLS *tls.Config
@@ -34,6 +35,8 @@ type Mux struct {
 	RPC *grpc.Server
 	// Pages answers GET and HEAD; other methods never reach it.
 	Pages http.Handler
+	// Calls are RPCs that are served over HTTP/1.1 too.
+	Calls []Call
 	// Log takes what goes wrong with single connections, at debug level.
 	Log *slog.Logger
 }
@@ -45,7 +48,7 @@ func (m *Mux) Serve(ctx context.Context, listener net.Listener) error {
 	calls := newHandOver(listener.Addr())
 	pages := newHandOver(listener.Addr())
 	web := &http.Server{
-		Handler:           readOnly(m.Pages),
+		Handler:           callsOrPages(m.Calls, m.Pages),
 		BaseContext:       func(net.Listener) context.Context { return ctx }, // who follows a stream is let go at the end
 		ReadHeaderTimeout: handshakeTimeout,
 		IdleTimeout:       time.Minute,

@@ -98,9 +98,8 @@ type admitted struct {
 
 func (a *admitted) Context() context.Context { return a.ctx }
 
-// admit decides, and puts the Peer into the context.
-func (g gate) admit(ctx context.Context, method string) (context.Context, error) {
-	caller := identify(ctx)
+// decide lets caller call method or not, and puts it into the context.
+func (g gate) decide(ctx context.Context, caller Peer, method string) (context.Context, error) {
 	need := g.policy[method]
 	switch {
 	case g.closed != "":

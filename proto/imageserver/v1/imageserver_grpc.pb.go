@@ -69,7 +69,8 @@ type ImageServerClient interface {
 	HaveObjects(ctx context.Context, in *HaveObjectsRequest, opts ...grpc.CallOption) (*HaveObjectsResponse, error)
 	// GetObjects sends at most 65,536 objects, in any order, the pieces of each
 	// in order. Every object has been decoded and hashed before its last piece
-	// leaves: the stream ends with DATA_LOSS instead where one is damaged.
+	// leaves: the stream ends with DATA_LOSS instead where one is damaged. The
+	// same is served as a POST over HTTP/1.1 (package bulk), which costs less.
 	GetObjects(ctx context.Context, in *GetObjectsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetObjectsResponse], error)
 	// PutObjects takes objects. Each answer says how many of those sent, from the
 	// first on, are verified and durable by now; the call ends well when all are.
@@ -294,7 +295,8 @@ type ImageServerServer interface {
 	HaveObjects(context.Context, *HaveObjectsRequest) (*HaveObjectsResponse, error)
 	// GetObjects sends at most 65,536 objects, in any order, the pieces of each
 	// in order. Every object has been decoded and hashed before its last piece
-	// leaves: the stream ends with DATA_LOSS instead where one is damaged.
+	// leaves: the stream ends with DATA_LOSS instead where one is damaged. The
+	// same is served as a POST over HTTP/1.1 (package bulk), which costs less.
 	GetObjects(*GetObjectsRequest, grpc.ServerStreamingServer[GetObjectsResponse]) error
 	// PutObjects takes objects. Each answer says how many of those sent, from the
 	// first on, are verified and durable by now; the call ends well when all are.

@@ -36,10 +36,14 @@ type Config struct {
 	Accel Accel
 	// MemoryMiB is 2048 by default, CPUs 2.
 	MemoryMiB, CPUs int
-	// Disks are virtio disks, in order: the first is /dev/vda.
+	// Disks are in the order in which the firmware tries them.
 	Disks []Disk
-	// Net is the machine's one NIC.
+	// Net is the machine's NIC behind QEMU's own network: its first NIC.
 	Net Net
+	// Cables are further virtio NICs, each with a cable to another machine.
+	Cables []Cable
+	// Shell adds a second serial port, whose socket is shell.sock in Dir.
+	Shell bool
 	// FromNetwork makes the firmware boot from the NIC (SeaBIOS and iPXE)
 	// before it tries the disks; otherwise it never looks at the network.
 	FromNetwork bool
@@ -60,13 +64,6 @@ type Config struct {
 	Args []string
 }
 
-// Disk is a virtio disk in a file.
-type Disk struct {
-	Path   string
-	Format string // "raw" (default) or "qcow2"
-	Serial string // at most 20 bytes
-}
-
 // Net is a virtio NIC on a network of its own, 10.0.2.0/24: the host's
 // loopback is 10.0.2.2, its resolver 10.0.2.3, and the DHCP server of QEMU
 // hands out 10.0.2.15.
@@ -81,6 +78,8 @@ type Net struct {
 	// Silent connects the NIC to a network where nobody answers: carrier, but
 	// no DHCP, no TFTP, nothing.
 	Silent bool
+	// Absent leaves this NIC out.
+	Absent bool
 }
 
 // Machine is a running machine.
@@ -140,9 +139,11 @@ func (c Config) arguments() ([]string, error) {
 	} else {
 		nic += ",romfile="
 	}
-	if c.Net.Silent {
-		args = append(args, "-netdev", "hubport,id=n0,hubid=0")
-	} else {
+	switch {
+	case c.Net.Absent:
+	case c.Net.Silent:
+		args = append(args, "-netdev", "hubport,id=n0,hubid=0", "-device", nic)
+	default:
 		// IPv6 stays on: without it iPXE waits long for a router.
 		user := "user,id=n0"
 		if c.Net.TFTP != "" {
@@ -154,25 +155,20 @@ func (c Config) arguments() ([]string, error) {
 		for host, guest := range c.Net.Forwards {
 			user += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", host, guest)
 		}
-		args = append(args, "-netdev", user)
+		args = append(args, "-netdev", user, "-device", nic)
 	}
-	args = append(args, "-device", nic)
+	for i, cable := range c.Cables {
+		args = append(args, cable.arguments(i)...)
+	}
+	if c.Shell {
+		args = append(args, "-chardev", "socket,id=shell,path="+escape(c.path(ShellSocket))+",server=on,wait=off", "-serial", "chardev:shell")
+	}
 	for i, d := range c.Disks {
-		format := d.Format
-		if format == "" {
-			format = "raw"
+		disk, err := d.arguments(i, first+i)
+		if err != nil {
+			return nil, err
 		}
-		// The host's page cache is as good as a disk here, unless the host
-		// itself dies; waiting for its real disk would only cost time.
-		args = append(args, "-drive", fmt.Sprintf("if=none,id=disk%d,file=%s,format=%s,cache=unsafe,discard=unmap", i, escape(d.Path), format))
-		device := fmt.Sprintf("virtio-blk-pci,drive=disk%d,bootindex=%d", i, first+i)
-		if d.Serial != "" {
-			if len(d.Serial) > 20 {
-				return nil, fmt.Errorf("the serial number %q of a virtio disk may have at most 20 bytes", d.Serial)
-			}
-			device += ",serial=" + escape(d.Serial)
-		}
-		args = append(args, "-device", device)
+		args = append(args, disk...)
 	}
 	if c.Kernel != "" {
 		args = append(args, "-kernel", c.Kernel)
@@ -287,6 +283,9 @@ func (m *Machine) Done() <-chan struct{} { return m.proc.Done() }
 // Wait waits until the machine is off.
 func (m *Machine) Wait(ctx context.Context) error { return m.proc.Wait(ctx) }
 
+// ShellSocket is the name of the second serial port's socket, in Config.Dir.
+const ShellSocket = "shell.sock"
+
 // Reset presses the reset button.
 func (m *Machine) Reset(ctx context.Context) error {
 	return m.qmp.execute(ctx, "system_reset", nil, nil)
@@ -352,7 +351,9 @@ func (w Writes) None() bool { return w.Operations == 0 && w.Bytes == 0 && w.Disc
 // write of what was there already counts.
 func (m *Machine) Writes(ctx context.Context) ([]Writes, error) {
 	var stats []struct {
-		Device string `json:"device"`
+		// Device is a device's name, or the path of a part of it in QEMU's
+		// tree of objects.
+		Device string `json:"qdev"`
 		Stats  struct {
 			Operations uint64 `json:"wr_operations"`
 			Bytes      uint64 `json:"wr_bytes"`
@@ -365,12 +366,12 @@ func (m *Machine) Writes(ctx context.Context) ([]Writes, error) {
 	all := make([]Writes, len(m.config.Disks))
 	found := 0
 	for _, s := range stats {
-		var n int
-		if _, err := fmt.Sscanf(s.Device, "disk%d", &n); err != nil || n >= len(all) {
-			continue
+		for n := range all {
+			if strings.Contains("/"+s.Device+"/", "/"+diskName(n)+"/") {
+				all[n] = Writes{s.Stats.Operations, s.Stats.Bytes, s.Stats.Discards}
+				found++
+			}
 		}
-		all[n] = Writes{s.Stats.Operations, s.Stats.Bytes, s.Stats.Discards}
-		found++
 	}
 	if found != len(all) {
 		return nil, fmt.Errorf("QEMU counted the writes of %d disks, there are %d", found, len(all))

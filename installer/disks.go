@@ -1,13 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
 
+	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/installer/bootloader"
+	"github.com/firstlight/firstlight/installer/efiboot"
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/unpack"
@@ -127,11 +130,29 @@ func (i *installation) closeRoot() error {
 	return i.root.Close()
 }
 
+// bootLoaderTarget is the new system as its boot loader's installer sees it.
 func (i *installation) bootLoaderTarget() bootloader.Target {
-	root := i.plan.Layout.Mounts()[0]
-	return bootloader.Target{
-		Root: i.opt.mountPoint, Disk: root.Disk.Path,
-		RootDevice: root.Device(), RootUUID: root.Partition.FSUUID,
+	mounts := i.plan.Layout.Mounts()
+	attributes := i.image.Manifest.Attributes
+	t := bootloader.Target{
+		Root: i.opt.mountPoint, Arch: i.inventory.Arch,
+		Name: cmp.Or(i.plan.Image.OS, i.plan.Image.Name), ID: attributes[image.AttrOSID],
+		RootDevice: mounts[0].Device(), RootUUID: mounts[0].Partition.FSUUID,
 		Choice: i.plan.Boot,
 	}
+	for _, v := range mounts {
+		if v.MountPoint() == "/boot" {
+			t.BootUUID = v.Partition.FSUUID
+		}
+	}
+	for _, d := range i.plan.Layout.BootDisks() {
+		t.Disks = append(t.Disks, d.Path)
+		if esp, ok := d.ESP(); ok {
+			t.ESPs = append(t.ESPs, bootloader.PartitionOf(esp))
+		}
+	}
+	if i.inventory.Firmware == storage.UEFI {
+		t.Variables = efiboot.Directory
+	}
+	return t
 }

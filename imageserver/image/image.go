@@ -31,7 +31,8 @@ const (
 	// AttrInitrd is the path of that kernel's initrd.
 	AttrInitrd = "initrd"
 	// AttrBootloaders lists what can be installed from the image:
-	// grub-pc, grub-efi, systemd-boot, shim.
+	// grub-pc, grub-efi, systemd-boot, shim; shim-grub where the vendor's shim
+	// and GRUB lie in boot/efi.
 	AttrBootloaders = "bootloaders"
 	// AttrNetwork lists network stacks, enabled ones first: ifupdown,
 	// networkd, netplan, networkmanager.
@@ -48,6 +49,9 @@ const (
 	// AttrInitramfs is the program that makes initrds: initramfs-tools,
 	// dracut, mkinitcpio.
 	AttrInitramfs = "initramfs"
+	// AttrKernelOptions are the image's own words for the kernel's command line:
+	// those of /etc/kernel/cmdline, else of /etc/default/grub.
+	AttrKernelOptions = "kernel.options"
 	// AttrUnlock lists how an initrd of this image can open a LUKS volume:
 	// passphrase, keyfile, tpm2, clevis.
 	AttrUnlock = "initramfs.unlock"

@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -29,10 +30,11 @@ func wantedContent(p string) bool {
 	case "etc/os-release", "usr/lib/os-release",
 		"etc/passwd", "etc/group",
 		"var/lib/dpkg/status", "lib/apk/db/installed", "usr/lib/apk/db/installed",
-		"etc/cryptsetup-initramfs/conf-hook":
+		"etc/cryptsetup-initramfs/conf-hook",
+		"etc/kernel/cmdline", "usr/lib/kernel/cmdline", "etc/default/grub":
 		return true
 	}
-	return slices.Contains(rpmDatabases(), p) || strings.HasPrefix(p, "var/lib/dpkg/status.d/") ||
+	return slices.Contains(rpmDatabases(), p) || strings.HasPrefix(p, "var/lib/dpkg/status.d/") || strings.HasPrefix(p, "etc/default/grub.d/") ||
 		strings.HasPrefix(p, "var/lib/pacman/local/") && path.Base(p) == "desc"
 }
 
@@ -97,6 +99,7 @@ func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wan
 	set(image.AttrKernelVersion, k.version)
 	set(image.AttrInitrd, k.initrd)
 
+	set(image.AttrKernelOptions, s.kernelOptions())
 	set(image.AttrBootloaders, strings.Join(s.bootloaders(), ","))
 	enabled, others := s.network()
 	set(image.AttrNetwork, strings.Join(append(slices.Clone(enabled), others...), ","))
@@ -409,6 +412,27 @@ func compareVersions(a, b string) int {
 	return 0
 }
 
+// kernelOptions are those that the image's own kernels start with. A value that
+// a shell would have to work out is none.
+func (s *scan) kernelOptions() string {
+	for _, file := range []string{"etc/kernel/cmdline", "usr/lib/kernel/cmdline"} {
+		if text := s.content(file); text != nil {
+			return strings.Join(strings.Fields(string(text)), " ")
+		}
+	}
+	settings := assignments(s.content("etc/default/grub"))
+	for _, file := range s.glob("etc/default/grub.d", "*.cfg") {
+		maps.Copy(settings, assignments(s.content(file)))
+	}
+	var words []string
+	for _, name := range []string{"GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"} {
+		if value := settings[name]; !strings.ContainsAny(value, "$`") {
+			words = append(words, strings.Fields(value)...)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
 // bootloaders lists what an installation can install from the image itself.
 func (s *scan) bootloaders() []string {
 	var found []string
@@ -426,9 +450,13 @@ func (s *scan) bootloaders() []string {
 		found = append(found, "systemd-boot")
 	}
 	shim := slices.Concat(s.glob("usr/lib/shim", "shim*.efi*"), s.glob("usr/share/efi/x86_64", "shim*.efi"), s.glob("usr/share/efi/aarch64", "shim*.efi"))
-	if _, vendors := s.names("boot/efi/EFI"); len(shim) == 0 {
-		for _, v := range vendors {
-			shim = append(shim, s.glob("boot/efi/EFI/"+v, "shim*.efi")...)
+	mkconfig := s.program("grub-mkconfig") != "" || s.program("grub2-mkconfig") != ""
+	_, vendors := s.names("boot/efi/EFI")
+	for _, v := range vendors {
+		theirs := s.glob("boot/efi/EFI/"+v, "shim*.efi")
+		shim = append(shim, theirs...)
+		if mkconfig && len(theirs) > 0 && len(s.glob("boot/efi/EFI/"+v, "grub*.efi")) > 0 && !slices.Contains(found, "shim-grub") {
+			found = append(found, "shim-grub")
 		}
 	}
 	if len(shim) > 0 {

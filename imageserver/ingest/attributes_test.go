@@ -49,6 +49,8 @@ func TestAttributes(t *testing.T) {
 			regular("boot/initrd.img-6.1.0-9-amd64", "old"), regular("boot/initrd.img-6.1.0-27-amd64", "new"),
 			directory("usr/lib/modules/6.1.0-9-amd64"), directory("usr/lib/modules/6.1.0-27-amd64"),
 			program("usr/sbin/grub-install", elfAMD64), regular("usr/lib/grub/i386-pc/modinfo.sh", "x"), regular("usr/lib/grub/x86_64-efi/modinfo.sh", "x"),
+			regular("etc/default/grub", "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet splash\"\nGRUB_CMDLINE_LINUX=\"\"\nGRUB_DISTRIBUTOR=`lsb_release -i`\n"),
+			regular("etc/default/grub.d/kdump.cfg", "GRUB_CMDLINE_LINUX='crashkernel=256M'\n"), regular("etc/default/grub.d/note.txt", "GRUB_CMDLINE_LINUX=no\n"),
 			regular("usr/lib/shim/shimx64.efi.signed", "x"), regular("usr/lib/systemd/boot/efi/systemd-bootx64.efi", "x"),
 			program("usr/sbin/ifup", elfAMD64), program("usr/lib/systemd/systemd-networkd", elfAMD64),
 			symlink("etc/systemd/system/multi-user.target.wants/networking.service", "/lib/systemd/system/networking.service"),
@@ -62,7 +64,8 @@ func TestAttributes(t *testing.T) {
 		), map[string]string{
 			image.AttrArch: "amd64", image.AttrOSID: "debian", image.AttrOSVersion: "12", image.AttrOSName: "Debian GNU/Linux 12 (bookworm)",
 			image.AttrKernel: "boot/vmlinuz-6.1.0-27-amd64", image.AttrKernelVersion: "6.1.0-27-amd64", image.AttrInitrd: "boot/initrd.img-6.1.0-27-amd64",
-			image.AttrBootloaders: "grub-pc,grub-efi,systemd-boot,shim", image.AttrNetwork: "ifupdown,networkd", image.AttrNetworkEnabled: "ifupdown",
+			image.AttrKernelOptions: "crashkernel=256M quiet splash",
+			image.AttrBootloaders:   "grub-pc,grub-efi,systemd-boot,shim", image.AttrNetwork: "ifupdown,networkd", image.AttrNetworkEnabled: "ifupdown",
 			image.AttrInitramfs: "initramfs-tools", image.AttrUnlock: "passphrase,keyfile", image.AttrCryptsetup: "usr/sbin/cryptsetup",
 			image.AttrPackages: lines("a 1:1-1 amd64", "b 2 all"), image.AttrPackageCount: "2", image.AttrPackageDatabase: "dpkg", image.AttrFileSystems: "ext4,swap,vfat",
 		}},
@@ -89,10 +92,13 @@ func TestAttributes(t *testing.T) {
 			program("usr/bin/dracut", "#!"), directory("usr/lib/dracut/modules.d/90crypt"), directory("usr/lib/dracut/modules.d/91tpm2-tss"),
 			program("usr/sbin/cryptsetup", elfS390X), regular("usr/lib64/cryptsetup/libcryptsetup-token-systemd-tpm2.so", "x"),
 			program("usr/sbin/grub2-install", elfS390X), regular("usr/lib/grub/i386-pc/modinfo.sh", "x"), regular("boot/efi/EFI/fedora/shimx64.efi", "x"),
+			regular("boot/efi/EFI/fedora/grubx64.efi", "x"), program("usr/sbin/grub2-mkconfig", "#!"),
+			regular("etc/kernel/cmdline", "root=UUID=x ro  rhgb\n"), regular("etc/default/grub", "GRUB_CMDLINE_LINUX=no\n"),
 		), map[string]string{
 			image.AttrArch: "s390x", image.AttrOSID: "fedora", image.AttrOSVersion: "41",
 			image.AttrKernel: "boot/vmlinuz-6.11.4-301.fc41.x86_64", image.AttrKernelVersion: "6.11.4-301.fc41.x86_64", image.AttrInitrd: "boot/initramfs-6.11.4-301.fc41.x86_64.img",
-			image.AttrBootloaders: "grub-pc,shim", image.AttrInitramfs: "dracut", image.AttrUnlock: "passphrase,keyfile,tpm2", image.AttrCryptsetup: "usr/sbin/cryptsetup",
+			image.AttrKernelOptions: "root=UUID=x ro rhgb",
+			image.AttrBootloaders:   "grub-pc,shim-grub,shim", image.AttrInitramfs: "dracut", image.AttrUnlock: "passphrase,keyfile,tpm2", image.AttrCryptsetup: "usr/sbin/cryptsetup",
 		}},
 		"Alpine": {[]entry{
 			regular("etc/os-release", "ID=alpine\nVERSION_ID=3.20.3\n"), program("bin/busybox", elfAMD64), symlink("bin/sh", "/bin/busybox"), symlink("sbin/init", "/bin/busybox"),

@@ -18,8 +18,24 @@ import (
 
 // Names of boot loaders, as they stand in an image's attribute "bootloaders".
 const (
-	GrubPC  = "grub-pc"
-	GrubEFI = "grub-efi"
+	GrubPC  = "grub-pc"  // GRUB in the disk's BIOS boot partition
+	GrubEFI = "grub-efi" // GRUB as an EFI program, behind shim where the image has it
+	// ShimGrub is shim and GRUB as the vendor has built and signed them, in the
+	// image's own /boot/efi.
+	ShimGrub    = "shim-grub"
+	SystemdBoot = "systemd-boot"
+)
+
+// EFIStub is the kernel started by the firmware itself: every kernel is an EFI
+// program (Documentation/admin-guide/efi-stub.rst). It is what remains when the
+// image has no boot loader for UEFI.
+const EFIStub = "efi-stub"
+
+// Initramfs programs, as they stand in an image's attribute "initramfs".
+const (
+	InitramfsTools = "initramfs-tools"
+	Dracut         = "dracut"
+	Mkinitcpio     = "mkinitcpio"
 )
 
 // Codes of this package's errors.
@@ -29,6 +45,8 @@ const (
 	CodeNoLoader = "BOO-003" // the image has no boot loader for the firmware
 	CodeOption   = "BOO-004" // a kernel option that cannot be written
 	CodeFirmware = "BOO-005" // firmware that is not known
+	CodeUnsigned = "BOO-006" // Secure Boot, and a loader that it refuses
+	CodeRebuild  = "BOO-007" // nothing in the image can make the initrd that the layout needs
 )
 
 // Error is a refusal of this package.
@@ -53,6 +71,14 @@ type Machine struct {
 	Consoles []string
 	// RootUUID is the UUID of the root file system, in blkid's spelling.
 	RootUUID string
+	// RootOptions are the kernel's words, after root=, by which the initrd finds
+	// or mounts the root file system: rootflags=subvol=@ for example.
+	RootOptions []string
+	// SecureBoot says that the firmware starts signed programs only.
+	SecureBoot bool
+	// NewInitrd says that the image's own initrd cannot find the root file system
+	// of this layout: it is made again.
+	NewInitrd bool
 }
 
 // Choice is what the new OS is started with.
@@ -64,12 +90,28 @@ type Choice struct {
 	KernelVersion string `json:"kernelVersion,omitempty"`
 	// CommandLine is for kexec and for the boot loader alike.
 	CommandLine string `json:"commandLine"`
-	// Consoles and Options are the parts of CommandLine that a boot loader's
-	// configuration repeats for kernels that are installed later.
-	Consoles []string `json:"consoles"`
-	Options  string   `json:"options,omitempty"`
-	// Loaders to install, in this order: grub-pc, grub-efi.
+	// RootOptions, Defaults, Consoles and Options are the parts of CommandLine
+	// that a boot loader's configuration repeats for kernels that are installed
+	// later: the layout's, the image's own, the machine's, the site's.
+	RootOptions []string `json:"rootOptions,omitempty"`
+	Defaults    string   `json:"defaults,omitempty"`
+	Consoles    []string `json:"consoles"`
+	Options     string   `json:"options,omitempty"`
+	// Loaders to install, in this order: one for BIOS, one for UEFI.
 	Loaders []string `json:"loaders"`
+	// NewInitrd is the program that makes the initrd again, in the new root and
+	// once; empty where the image's own will do.
+	NewInitrd string `json:"newInitrd,omitempty"`
+}
+
+// UEFI is the loader that UEFI firmware starts, empty when there is none.
+func (c Choice) UEFI() string {
+	for _, loader := range c.Loaders {
+		if loader != GrubPC {
+			return loader
+		}
+	}
+	return ""
 }
 
 // Choose decides from the image's attributes (the image.Attr… names), the
@@ -93,24 +135,19 @@ func Choose(attributes map[string]string, options string, m Machine) (Choice, er
 		refuse(CodeNoInitrd, "the image has no initrd for its kernel: run update-initramfs or dracut in it and add it again")
 	}
 
-	have := strings.Split(attributes[image.AttrBootloaders], ",")
-	want := map[storage.Firmware][]string{
-		storage.BIOS: {GrubPC},
-		storage.UEFI: {GrubEFI},
-		storage.Both: {GrubPC, GrubEFI},
-	}[m.Firmware]
-	if want == nil {
-		refuse(CodeFirmware, "firmware %q is not known: want bios, uefi or both", m.Firmware)
-	}
-	for _, loader := range want {
-		if !slices.Contains(have, loader) {
-			refuse(CodeNoLoader, "the image has no boot loader for %s: it needs %s, and has %s",
-				firmwareName(m.Firmware), loader, orNone(attributes[image.AttrBootloaders]))
+	c.Loaders = loaders(attributes, m, refuse)
+	if m.NewInitrd {
+		c.NewInitrd = attributes[image.AttrInitramfs]
+		if !slices.Contains([]string{InitramfsTools, Dracut, Mkinitcpio}, c.NewInitrd) {
+			refuse(CodeRebuild, "the layout's root file system needs an initrd of its own, and nothing in the image can make one (it has %s): install initramfs-tools or dracut in it", orNone(c.NewInitrd))
 		}
 	}
-	c.Loaders = want
 
-	words := []string{"root=UUID=" + m.RootUUID, "ro"}
+	c.RootOptions, c.Defaults = m.RootOptions, defaults(attributes[image.AttrKernelOptions])
+	words := append([]string{"root=UUID=" + m.RootUUID, "ro"}, m.RootOptions...)
+	if c.Defaults != "" {
+		words = append(words, c.Defaults)
+	}
 	for _, console := range m.Consoles {
 		c.Consoles = append(c.Consoles, "console="+consoleWord(console))
 	}
@@ -132,6 +169,57 @@ func Choose(attributes map[string]string, options string, m Machine) (Choice, er
 		return Choice{}, errors.Join(refusals...)
 	}
 	return c, nil
+}
+
+// loaders chooses one boot loader for each kind of firmware.
+func loaders(attributes map[string]string, m Machine, refuse func(code, format string, args ...any)) []string {
+	have := strings.Split(attributes[image.AttrBootloaders], ",")
+	if !slices.Contains([]storage.Firmware{storage.BIOS, storage.UEFI, storage.Both}, m.Firmware) {
+		refuse(CodeFirmware, "firmware %q is not known: want bios, uefi or both", m.Firmware)
+		return nil
+	}
+	var chosen []string
+	if m.Firmware != storage.UEFI {
+		if !slices.Contains(have, GrubPC) {
+			refuse(CodeNoLoader, "the image has no boot loader for BIOS firmware: it needs %s, and has %s", GrubPC, orNone(attributes[image.AttrBootloaders]))
+		}
+		chosen = append(chosen, GrubPC)
+	}
+	if m.Firmware == storage.BIOS {
+		return chosen
+	}
+	uefi := EFIStub
+	for _, loader := range []string{GrubEFI, ShimGrub, SystemdBoot} {
+		if slices.Contains(have, loader) {
+			uefi = loader
+			break
+		}
+	}
+	switch {
+	case m.SecureBoot && uefi == GrubEFI && !slices.Contains(have, "shim"):
+		refuse(CodeUnsigned, "Secure Boot is on, and the image's GRUB is not signed: install shim-signed and grub-efi-amd64-signed in the image, or turn Secure Boot off")
+	case m.SecureBoot && uefi == EFIStub:
+		refuse(CodeUnsigned, "Secure Boot is on, and the image has no boot loader that it starts: install shim-signed and grub-efi-amd64-signed in the image, or turn Secure Boot off")
+	case uefi == EFIStub && attributes[image.AttrArch] == "arm64":
+		refuse(CodeNoLoader, "the image has no boot loader for UEFI firmware: install grub-efi or systemd-boot in it")
+	}
+	return append(chosen, uefi)
+}
+
+// defaults are the image's own kernel options, less those that say which disk
+// is booted and how: the layout decides that. Of what cannot be written in
+// every place where it must stand, nothing is taken.
+func defaults(options string) string {
+	clean, err := CheckOptions(options)
+	if err != nil {
+		return ""
+	}
+	words := strings.Fields(clean)
+	words = slices.DeleteFunc(words, func(word string) bool {
+		name, _, _ := strings.Cut(word, "=")
+		return slices.Contains([]string{"root", "rootflags", "rootfstype", "ro", "rw", "initrd", "BOOT_IMAGE", "resume"}, name)
+	})
+	return strings.Join(words, " ")
 }
 
 // CheckOptions returns the words of a kernel command line separated by single
@@ -175,16 +263,6 @@ func rooted(p string) string {
 		return ""
 	}
 	return path.Join("/", p)
-}
-
-func firmwareName(f storage.Firmware) string {
-	switch f {
-	case storage.BIOS:
-		return "BIOS firmware"
-	case storage.UEFI:
-		return "UEFI firmware"
-	}
-	return "BIOS and UEFI firmware"
 }
 
 func orNone(list string) string {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/bootloader"
+	"github.com/firstlight/firstlight/installer/efiboot"
 	"github.com/firstlight/firstlight/storage/mount"
 	"github.com/firstlight/firstlight/storage/tool"
 )
@@ -100,7 +101,7 @@ func disk(t *testing.T) (device, root string) {
 // which the kernel of a container host may not have: it is tried in a VM.
 func TestInstall(t *testing.T) {
 	device, root := disk(t)
-	target := bootloader.Target{Root: root, Disk: device, RootDevice: device + "p2", RootUUID: rootUUID, Choice: choice(boot.GrubPC)}
+	target := bootloader.Target{Root: root, Arch: "amd64", Disks: []string{device}, RootDevice: device + "p2", RootUUID: rootUUID, Choice: choice(boot.GrubPC)}
 	var warnings []string
 	if err := bootloader.Install(t.Context(), tool.Exec{}, target, func(w string) { warnings = append(warnings, w) }); err != nil {
 		t.Fatal(err)
@@ -170,40 +171,68 @@ func plain(t *testing.T, programs ...string) string {
 	return root
 }
 
+// espWith puts what grub-install would put there.
+func espWith(t *testing.T, root string, files ...string) {
+	t.Helper()
+	for _, f := range files {
+		name := filepath.Join(root, "boot/efi/EFI", f)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(filepath.Base(f)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// menuFor is a grub.cfg that boots choice().
+const menuFor = "menuentry x {\n\tlinux\t/vmlinuz-6.1.0-99-test root=UUID=" + rootUUID + ` ro  console=tty0 console=ttyS0,115200n8 quiet dyndbg="file x +p"` + "\n\tinitrd\t/initrd.img-6.1.0-99-test\n}\n"
+
 func TestInstallErrors(t *testing.T) {
 	broken := errors.New("broken")
-	good := "menuentry x {\n\tlinux\t/vmlinuz-6.1.0-99-test root=UUID=" + rootUUID + ` ro  console=tty0 console=ttyS0,115200n8 quiet dyndbg="file x +p"` + "\n\tinitrd\t/initrd.img-6.1.0-99-test\n}\n"
+	good := menuFor
 	for name, c := range map[string]struct {
 		loader, code string
 		fails        string // program, or part of its arguments
 		menu         string
 		programs     []string
 		notMounted   bool
+		esp          []string
+		variables    string
 		warns        bool
+		newInitrd    string
 	}{
 		"good":               {menu: good},
 		"no programs":        {programs: []string{"grub-install"}, code: bootloader.CodeNoProgram},
 		"nothing mounted":    {notMounted: true, code: bootloader.CodeNotMounted},
-		"install fails":      {fails: "grub-install", code: bootloader.CodeInstall},
+		"install fails":      {menu: good, fails: "grub-install", code: bootloader.CodeInstall},
+		"boot sector fails":  {menu: good, fails: "grub-bios-setup", code: bootloader.CodeInstall},
 		"menu fails":         {fails: "grub-mkconfig", code: bootloader.CodeConfigure},
 		"no menu":            {code: bootloader.CodeConfigure},
 		"another kernel":     {menu: strings.ReplaceAll(good, "-99-", "-98-"), code: bootloader.CodeWrong},
 		"root by its device": {menu: strings.ReplaceAll(good, "UUID="+rootUUID, "/dev/vda3"), code: bootloader.CodeWrong},
 		"no initrd":          {menu: strings.ReplaceAll(good, "initrd", "# initrd"), code: bootloader.CodeWrong},
 		"console missing":    {menu: strings.ReplaceAll(good, "console=ttyS0,115200n8", ""), code: bootloader.CodeWrong},
-		"UEFI":               {loader: boot.GrubEFI, menu: good},
-		"UEFI, no NVRAM":     {loader: boot.GrubEFI, menu: good, fails: "--efi-directory=/boot/efi --recheck\n", warns: true},
-		"UEFI fails":         {loader: boot.GrubEFI, menu: good, fails: "--removable", code: bootloader.CodeInstall},
+		"UEFI":               {loader: boot.GrubEFI, menu: good, esp: []string{"test/grubx64.efi"}},
+		"UEFI, no NVRAM":     {loader: boot.GrubEFI, menu: good, esp: []string{"test/grubx64.efi"}, variables: "/nowhere", warns: true},
+		"UEFI fails":         {loader: boot.GrubEFI, menu: good, fails: "--efi-directory", code: bootloader.CodeInstall},
+		"UEFI, nothing done": {loader: boot.GrubEFI, menu: good, code: bootloader.CodeInstall},
+		"systemd-boot":       {loader: boot.SystemdBoot, code: bootloader.CodeInstall},
+		"stub, no kernel":    {loader: boot.EFIStub, code: bootloader.CodeInstall},
 		"unknown loader":     {loader: "lilo", code: bootloader.CodeInstall},
+		"initrd":             {menu: good, newInitrd: boot.InitramfsTools},
+		"initrd fails":       {newInitrd: boot.Dracut, fails: "dracut", code: bootloader.CodeInitrd},
+		"unknown initrd":     {newInitrd: "none", code: bootloader.CodeInitrd},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.programs == nil {
-				c.programs = []string{"grub-install", "grub-mkconfig"}
+				c.programs = []string{"grub-install", "grub-mkconfig", "grub-bios-setup"}
 			}
 			if c.loader == "" {
 				c.loader = boot.GrubPC
 			}
 			root := plain(t, c.programs...)
+			espWith(t, root, c.esp...)
 			if c.notMounted {
 				if err := os.Remove(filepath.Join(root, "dev/x")); err != nil {
 					t.Fatal(err)
@@ -213,7 +242,7 @@ func TestInstallErrors(t *testing.T) {
 				if cmd.Root != root {
 					t.Errorf("%s runs in %q", cmd.Name, cmd.Root)
 				}
-				if c.fails != "" && strings.Contains(cmd.String()+"\n", c.fails) {
+				if c.fails != "" && strings.Contains(cmd.String(), c.fails) {
 					return broken
 				}
 				if cmd.Name == "grub-mkconfig" && c.menu != "" {
@@ -222,8 +251,12 @@ func TestInstallErrors(t *testing.T) {
 				return nil
 			}}
 			warned := false
-			err := bootloader.Install(t.Context(), r, bootloader.Target{Root: root, Disk: "/dev/vda", RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(c.loader)},
-				func(string) { warned = true })
+			target := bootloader.Target{
+				Root: root, Arch: "amd64", Name: "Test", Disks: []string{"/dev/vda", "/dev/vdb"}, RootDevice: "/dev/vda3", RootUUID: rootUUID,
+				ESPs: []efiboot.Partition{{Number: 1, UUID: rootUUID}}, Variables: c.variables, Choice: choice(c.loader),
+			}
+			target.Choice.NewInitrd, target.Choice.KernelVersion = c.newInitrd, "6.1.0-99-test"
+			err := bootloader.Install(t.Context(), r, target, func(string) { warned = true })
 			var coded *bootloader.Error
 			switch {
 			case c.code == "" && err != nil:
@@ -238,12 +271,109 @@ func TestInstallErrors(t *testing.T) {
 				t.Errorf("warned: %v", warned)
 			}
 			if c.code == "" && c.loader == boot.GrubPC {
-				want := []string{"grub-install --target=i386-pc --boot-directory=/boot --recheck /dev/vda", "grub-mkconfig -o /boot/grub/grub.cfg"}
+				want := []string{
+					"grub-mkconfig -o /boot/grub/grub.cfg",
+					"grub-install --target=i386-pc --boot-directory=/boot --recheck --no-bootsector /dev/vda",
+					"/usr/sbin/grub-bios-setup --directory=/boot/grub/i386-pc /dev/vda",
+					"/usr/sbin/grub-bios-setup --directory=/boot/grub/i386-pc /dev/vdb",
+				}
+				if c.newInitrd != "" {
+					want = append([]string{"mkinitramfs -o /boot/initrd.img-6.1.0-99-test 6.1.0-99-test"}, want...)
+				}
 				if !slices.Equal(r.commands, want) {
 					t.Errorf("commands %q", r.commands)
 				}
 				if link, err := os.Readlink(root + "/dev/disk/by-uuid/" + rootUUID); err != nil || link != "../../vda3" {
 					t.Errorf("by-uuid: %q, %v", link, err)
+				}
+			}
+		})
+	}
+}
+
+// TestUEFI: each way ends with a program that firmware finds by itself and an
+// entry of the boot menu for each disk; no earlier step leaves one.
+func TestUEFI(t *testing.T) {
+	for name, c := range map[string]struct {
+		loader string
+		image  []string          // files of the image below /
+		esp    []string          // what grub-install, or the image, puts there
+		want   map[string]string // files on the ESP and how they begin
+		entry  string
+	}{
+		"GRUB": {
+			boot.GrubEFI, nil, []string{"debian/grubx64.efi"},
+			map[string]string{"EFI/BOOT/BOOTX64.EFI": "grubx64.efi"}, `\EFI\debian\grubx64.efi`,
+		},
+		"shim": {
+			boot.GrubEFI, nil, []string{"debian/grubx64.efi", "debian/shimx64.efi", "debian/mmx64.efi", "debian/fbx64.efi"},
+			map[string]string{"EFI/BOOT/BOOTX64.EFI": "shimx64.efi", "EFI/BOOT/grubx64.efi": "grubx64.efi", "EFI/BOOT/mmx64.efi": "mmx64.efi"}, `\EFI\debian\shimx64.efi`,
+		},
+		"shim and GRUB of the vendor": {
+			boot.ShimGrub, nil, []string{"fedora/grubx64.efi", "fedora/shimx64.efi"},
+			map[string]string{"EFI/BOOT/BOOTX64.EFI": "shimx64.efi", "EFI/BOOT/grubx64.efi": "grubx64.efi", "EFI/fedora/grub.cfg": "search --no-floppy --fs-uuid --set=root " + rootUUID + "\nset prefix=($root)/boot/grub\n"}, `\EFI\fedora\shimx64.efi`,
+		},
+		"systemd-boot": {
+			boot.SystemdBoot, []string{"usr/lib/systemd/boot/efi/systemd-bootx64.efi"}, nil,
+			map[string]string{
+				"EFI/BOOT/BOOTX64.EFI": "systemd-bootx64.efi", "EFI/systemd/systemd-bootx64.efi": "systemd-bootx64.efi",
+				"test/6.1/linux": "vmlinuz", "test/6.1/initrd.img": "initrd.img",
+				"loader/entries/test-6.1.conf": "title Test\nversion 6.1\nsort-key test\nlinux /test/6.1/linux\ninitrd /test/6.1/initrd.img\noptions root=UUID=" + rootUUID + " ro ",
+			}, `\EFI\systemd\systemd-bootx64.efi`,
+		},
+		"systemd-boot, signed": {
+			boot.SystemdBoot, []string{"usr/lib/systemd/boot/efi/systemd-bootx64.efi", "usr/lib/systemd/boot/efi/systemd-bootx64.efi.signed"}, nil,
+			map[string]string{"EFI/BOOT/BOOTX64.EFI": "systemd-bootx64.efi.signed"}, `\EFI\systemd\systemd-bootx64.efi`,
+		},
+		"the kernel itself": {
+			boot.EFIStub, nil, nil,
+			map[string]string{"EFI/BOOT/BOOTX64.EFI": "MZ", "EFI/Linux-stub/vmlinuz.efi": "vmlinuz", "EFI/Linux-stub/initrd.img": "initrd.img"}, `\EFI\Linux-stub\vmlinuz.efi`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := plain(t, "grub-install", "grub-mkconfig")
+			variables := t.TempDir()
+			for _, f := range append(c.image, "boot/vmlinuz-6.1.0-99-test", "boot/initrd.img-6.1.0-99-test") {
+				if err := os.MkdirAll(filepath.Join(root, filepath.Dir(f)), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(root, f), []byte(filepath.Base(f)), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			espWith(t, root, c.esp...)
+			r := &recorder{do: func(cmd tool.Cmd) error {
+				if _, err := os.Stat(root + "/boot/efi/EFI/BOOT"); err == nil {
+					t.Errorf("before %s is run, firmware would find something", cmd.Name)
+				}
+				if cmd.Name == "grub-mkconfig" {
+					return os.WriteFile(root+"/boot/grub/grub.cfg", []byte(menuFor), 0o600)
+				}
+				return nil
+			}}
+			target := bootloader.Target{
+				Root: root, Arch: "amd64", Name: "Test", ID: "test", Disks: []string{"/dev/vda", "/dev/vdb"}, RootDevice: "/dev/vda3", RootUUID: rootUUID,
+				ESPs: []efiboot.Partition{{Number: 1, UUID: rootUUID}, {Number: 2, UUID: rootUUID}}, Variables: variables, Choice: choice(c.loader),
+			}
+			target.Choice.KernelVersion = "6.1"
+			if err := bootloader.Install(t.Context(), r, target, func(w string) { t.Error(w) }); err != nil {
+				t.Fatal(err)
+			}
+			for file, begin := range c.want {
+				data, err := os.ReadFile(filepath.Join(root, "boot/efi", file))
+				if err != nil || !strings.HasPrefix(string(data), begin) {
+					t.Errorf("%s: %.200q, %v", file, data, err)
+				}
+			}
+			cmd := exec.Command("efibootmgr", "-v")
+			cmd.Env = append(os.Environ(), "EFIVARFS_PATH="+variables+"/")
+			menu, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, menu)
+			}
+			for _, want := range []string{"BootOrder: 0000,0001", "Firstlight Test (disk 1)\tHD(1,", "Firstlight Test (disk 2)\tHD(2,", "File(" + c.entry + ")"} {
+				if !bytes.Contains(menu, []byte(want)) {
+					t.Errorf("the boot menu lacks %q:\n%s", want, menu)
 				}
 			}
 		})
@@ -263,7 +393,7 @@ func TestInstallWithoutDirectory(t *testing.T) {
 		return nil
 	}}
 	warned := false
-	err := bootloader.Install(t.Context(), r, bootloader.Target{Root: root, Disk: "/dev/vda", RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(boot.GrubPC)},
+	err := bootloader.Install(t.Context(), r, bootloader.Target{Root: root, Arch: "amd64", Disks: []string{"/dev/vda"}, RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(boot.GrubPC)},
 		func(string) { warned = true })
 	if err != nil || !warned {
 		t.Fatalf("warned %v, error %v", warned, err)

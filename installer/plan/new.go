@@ -182,9 +182,10 @@ func (d *decision) decideStorage() {
 		}
 	}
 	choice, err := boot.Choose(d.image.Manifest.Attributes, d.config.Install.KernelOptions, boot.Machine{
-		Firmware: d.machine.Firmware,
-		Consoles: d.machine.Consoles,
-		RootUUID: rootUUID(layout),
+		Firmware:   d.machine.Firmware,
+		Consoles:   d.machine.Consoles,
+		RootUUID:   rootUUID(layout),
+		SecureBoot: d.machine.SecureBoot,
 	})
 	if err != nil {
 		d.refusals.add(err)

@@ -10,15 +10,15 @@ import (
 const gptEntries = 128 * 128
 
 // lay gives each partition its sectors; the last takes what remains.
-func (r *resolver) lay(index int, d Disk, wanted []wantedPartition) (DiskLayout, error) {
+func (r *resolver) lay(index int, d chosenDisk, wanted []wantedPartition) (DiskLayout, error) {
 	dl := DiskLayout{
 		Name: d.Name, Path: d.Path, Model: d.Model, Serial: d.Serial, WWN: d.WWN,
 		Size: d.Size, SectorSize: d.SectorSize, PhysicalSectorSize: d.PhysicalSectorSize,
-		Contents: d.Contents,
-		UUID:     formatUUID(r.ids(fmt.Sprintf("disk:%d", index))),
+		Contents: d.Contents, ChosenBy: d.by,
+		UUID: formatUUID(r.ids(fmt.Sprintf("disk:%d", index))),
 	}
 	sector := uint64(d.SectorSize)
-	align := alignment(d)
+	align := alignment(d.Disk)
 	// Last sector: header; before it the entries.
 	end := (d.Size/sector - 1 - divUp(gptEntries, sector)) * sector
 	if d.Size < 2*MiB {

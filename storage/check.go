@@ -40,12 +40,15 @@ func (s *Spec) check(firmware Firmware) error {
 	if !slices.ContainsFunc(s.Volumes, func(v VolumeSpec) bool { return v.MountPoint == "/" }) {
 		c.wrong("no volume is mounted at /")
 	}
+	if len(s.DataDisks) > 0 && s.ExtraMountPointsBasename == "" {
+		c.wrong("DataDisks needs ExtraMountPointsBasename: it names the mount points of their volumes")
+	}
 	c.basename(s)
 	c.belowVFAT(s)
+	s.Encryption.check(s.Encrypt, c.wrong)
 	switch missing := s.unmade(); {
 	case missing != nil:
 		return Errorf(CodeLayout, "the storage layout asks for what this version does not do yet: %s", strings.Join(missing, ", "))
-	s.Encryption.check(s.Encrypt, c.wrong)
 	case len(c.layout) > 0:
 		return Errorf(CodeLayout, "the storage layout contradicts itself: %s", strings.Join(append(c.layout, c.unmade...), "; "))
 	case len(c.unmade) > 0:
@@ -61,9 +64,6 @@ func (s *Spec) unmade() (fields []string) {
 		name string
 		set  bool
 	}{
-		{"BootDisk", s.BootDisk != nil},
-		{"DataDisks", s.DataDisks != nil},
-		{"Overwrite", s.Overwrite != "" && s.Overwrite != OverwriteAny},
 		{"Preserve", s.Preserve != nil},
 		{"Erase", s.Erase != "" && s.Erase != EraseMetadata},
 		{"Mirror", s.Mirror},

@@ -21,15 +21,9 @@ func Resolve(spec Spec, disks []Disk, selected []string, need Need, firmware Fir
 	if err := spec.check(firmware); err != nil {
 		return Layout{}, err
 	}
-	usable, skipped, err := choose(disks, selected)
+	chosen, err := choose(spec, disks, selected)
 	if err != nil {
 		return Layout{}, err
-	}
-	if spec.ExtraMountPointsBasename == "" {
-		for _, d := range usable[1:] {
-			skipped = append(skipped, SkippedDisk{d.Path, "the layout names no ExtraMountPointsBasename for further disks"})
-		}
-		usable = usable[:1]
 	}
 	r := resolver{spec: spec, need: need, firmware: firmware, ids: ids, mappings: make(map[string]bool), labels: map[string]bool{MediumLabel: true}}
 	for _, v := range spec.Volumes {
@@ -37,10 +31,10 @@ func Resolve(spec Spec, disks []Disk, selected []string, need Need, firmware Fir
 	}
 	l := Layout{Firmware: firmware}
 	var problems []error
-	for i, d := range usable {
+	for i, d := range append(chosen.boot, chosen.data...) {
 		var wanted []wantedPartition
 		if i == 0 {
-			wanted, err = r.bootDisk(d)
+			wanted, err = r.bootDisk(d.Disk)
 		} else {
 			wanted, err = r.dataDisk(i)
 		}
@@ -54,11 +48,11 @@ func Resolve(spec Spec, disks []Disk, selected []string, need Need, firmware Fir
 			problems = append(problems, err)
 			continue
 		}
-		l.Lost = append(l.Lost, lost(d)...)
+		l.Lost = append(l.Lost, lost(d.Disk)...)
 	}
 	if err := errors.Join(problems...); err != nil {
 		return Layout{}, Errorf(CodeTooSmall, "%w", err)
 	}
-	l.Skipped = skipped
+	l.Skipped = chosen.skipped
 	return l, nil
 }

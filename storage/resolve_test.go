@@ -207,7 +207,7 @@ func TestResolveRefuses(t *testing.T) {
 	}{
 		{"no disk at all", defaultSpec(), nil, nil, CodeNoDisk, []string{"no disk"}},
 		{"no usable disk", defaultSpec(), []Disk{usb, ro, removable, virtual, medium, empty, labelled, broken}, nil, CodeNoDisk,
-			[]string{"/dev/sda: it is connected by USB", "/dev/sdb: it is read-only", "/dev/sdc: it is removable", "/dev/sdd: it is virtual media", "/dev/sde: the installer was started from it", "/dev/sdf: it has no size", "/dev/sdg: it is a medium labelled FIRSTLIGHT", "/dev/sdh: it cannot be read"}},
+			[]string{"/dev/sda (Test, 8.0 GiB, serial S-sda): it is connected by USB", "S-sdb): it is read-only", "S-sdc): it is removable", "S-sdd): it is virtual media", "S-sde): the running system or its configuration came from it", "S-sdf): it has no size", "S-sdg): it is a medium labelled FIRSTLIGHT", "S-sdh): it cannot be read"}},
 		{"too small", defaultSpec(), []Disk{disk("vda", 2*GiB, 512)}, nil, CodeTooSmall, []string{"/dev/vda is too small: need 4.", "have 2.0 GiB", "/var/log"}},
 		{"tiny", defaultSpec(), []Disk{disk("vda", 512, 512)}, nil, CodeTooSmall, []string{"have 512 B"}},
 		{"data disk too small", defaultSpec(), []Disk{good, disk("vdb", 10*MiB, 512)}, nil, CodeTooSmall, []string{"/dev/vdb is too small", "have 10.0 MiB"}},
@@ -275,18 +275,6 @@ func TestBusOrder(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
-	}
-}
-
-func TestMultipath(t *testing.T) {
-	a, b := disk("sda", 8*GiB, 512), disk("sdb", 8*GiB, 512)
-	a.WWN, b.WWN = "naa.5000", "naa.5000"
-	l, err := Resolve(defaultSpec(), []Disk{b, a}, nil, debianNeed(), BIOS, testIDs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(l.Disks) != 1 || l.Disks[0].Name != "sda" || len(l.Skipped) != 1 || l.Skipped[0].Reason != "it is another path to /dev/sda" {
-		t.Errorf("%+v, skipped %+v", l.Disks, l.Skipped)
 	}
 }
 

@@ -47,6 +47,7 @@ type Disk struct {
 	Serial    string `json:"serial,omitempty"`    //
 	WWN       string `json:"wwn,omitempty"`       //
 	BusPath   string `json:"busPath,omitempty"`   // where it is plugged in: the sysfs device path
+	ByPath    string `json:"byPath,omitempty"`    // its name below /dev/disk/by-path, as udev makes it
 	Transport string `json:"transport,omitempty"` // virtio, nvme, sata, sas, usb, mmc, …
 
 	Size               uint64 `json:"size"`                         // bytes
@@ -57,7 +58,8 @@ type Disk struct {
 	Rotational bool `json:"rotational,omitempty"`
 	ReadOnly   bool `json:"readOnly,omitempty"`
 	Removable  bool `json:"removable,omitempty"`
-	// BootMedium says that the running installer was started from this disk.
+	// BootMedium says that the running system was started from this disk, or
+	// uses something on it: its root, its configuration.
 	BootMedium bool `json:"bootMedium,omitempty"`
 
 	// Contents is what package storage/signature found on it.
@@ -155,6 +157,8 @@ type DiskLayout struct {
 	// Contents is what was there when the layout was decided; apply refuses a
 	// disk on which it finds something else.
 	Contents []Content `json:"contents,omitempty"`
+	// ChosenBy says by what the disk was chosen.
+	ChosenBy string `json:"chosenBy"`
 	// UUID is the disk GUID of the partition table.
 	UUID       string      `json:"uuid"`
 	Partitions []Partition `json:"partitions"`
@@ -263,6 +267,12 @@ const (
 	CodeProgram       = "STO-015"
 	CodeUnreadable    = "STO-016"
 	CodeForeign       = "STO-017"
+	CodeMultipath     = "STO-018"
+	CodeOverwrite     = "STO-019"
+	CodePreserve      = "STO-020"
+	CodeErase         = "STO-021"
+	CodeNotErased     = "STO-022"
+	CodeKept          = "STO-023"
 	CodeLUKSParameter = "LUK-001"
 	CodeLUKSKey       = "LUK-002"
 	CodeLUKSMemory    = "LUK-003"
@@ -270,6 +280,12 @@ const (
 	CodeLUKSBusy      = "LUK-005"
 	CodeLUKS          = "LUK-006"
 	CodeKeyMemory     = "LUK-007"
+	CodeTPM           = "LUK-008"
+	CodePCR           = "LUK-009"
+	CodeSealed        = "LUK-010"
+	CodeToken         = "LUK-011"
+	CodeProof         = "LUK-012"
+	CodeRecipient     = "LUK-013"
 )
 
 // Error is an error about disks or encryption with its stable code.
@@ -280,12 +296,6 @@ type Error struct {
 }
 
 // Errorf makes an [Error]; as with [fmt.Errorf], an error given for %w is its
-	CodeTPM           = "LUK-008"
-	CodePCR           = "LUK-009"
-	CodeSealed        = "LUK-010"
-	CodeToken         = "LUK-011"
-	CodeProof         = "LUK-012"
-	CodeRecipient     = "LUK-013"
 // cause.
 func Errorf(code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)

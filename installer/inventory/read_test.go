@@ -60,7 +60,10 @@ func TestVirtioMachine(t *testing.T) {
 		},
 		Consoles: []string{"tty0", "ttyS0"},
 		Disks: []storage.Disk{{
-			Name: "vda", Path: "/dev/vda", Serial: "disk0", BusPath: "pci0000:00/0000:00:03.0/virtio1", Transport: "virtio",
+			Name: "sr0", Path: "/dev/sr0", BusPath: "pci0000:00/0000:00:1f.2/ata3/host2/target2:0:0/2:0:0:0", Transport: "sata",
+			Size: 1073741312,
+		}, {
+			Name: "vda", Path: "/dev/vda", Serial: "disk0", BusPath: "pci0000:00/0000:00:03.0/virtio1", ByPath: "pci-0000:00:03.0", Transport: "virtio",
 			Size: 8 << 30, SectorSize: 512, PhysicalSectorSize: 512, Rotational: true,
 		}},
 		NICs: []netconfig.NIC{{
@@ -89,11 +92,12 @@ func TestServerWithEveryKindOfDisk(t *testing.T) {
 		t.Errorf("junk was not dropped: %s", d)
 	}
 	want := []storage.Disk{
-		{Name: "mmcblk0", Path: "/dev/mmcblk0", Model: "DA4064", Serial: "0x1c2d3e4f", BusPath: "pci0000:00/0000:00:1c.0/mmc_host/mmc0/mmc0:0001", Transport: "mmc", Size: 62537072640, SectorSize: 512, PhysicalSectorSize: 512},
-		{Name: "nvme0n1", Path: "/dev/nvme0n1", Model: "SAMSUNG MZVL2512", Serial: "S64KNX0T", WWN: "eui.002538b231b4c9b1", BusPath: "pci0000:00/0000:00:1d.0/0000:03:00.0/nvme/nvme0", Transport: "nvme", Size: 4096 * 512, SectorSize: 4096, PhysicalSectorSize: 4096, OptimalIOSize: 131072},
-		{Name: "sda", Path: "/dev/sda", Model: "ST4000NM0035-1V4", Serial: "ZC1A2B3C", WWN: "naa.5000c500a1b2c3d4", BusPath: "pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0", Transport: "sata", Size: 7814037168 * 512, SectorSize: 512, PhysicalSectorSize: 4096, Rotational: true},
-		{Name: "sdaa", Path: "/dev/sdaa", Model: "SEAGATE ST1200", BusPath: "pci0000:00/0000:02:00.0/host1/port-1:0/end_device-1:0/target1:0:0/1:0:0:0", Transport: "sas", Size: 1 << 30, SectorSize: 512, PhysicalSectorSize: 512, ReadOnly: true},
-		{Name: "sdb", Path: "/dev/sdb", Model: "SanDisk Ultra", BusPath: "pci0000:00/0000:00:14.0/usb1/1-3/1-3:1.0/host2/target2:0:0/2:0:0:0", Transport: "usb", SectorSize: 512, PhysicalSectorSize: 512, Removable: true},
+		{Name: "mmcblk0", Path: "/dev/mmcblk0", Model: "DA4064", Serial: "0x1c2d3e4f", BusPath: "pci0000:00/0000:00:1c.0/mmc_host/mmc0/mmc0:0001", ByPath: "pci-0000:00:1c.0", Transport: "mmc", Size: 62537072640, SectorSize: 512, PhysicalSectorSize: 512},
+		{Name: "mmcblk0boot0", Path: "/dev/mmcblk0boot0", BusPath: "pci0000:00/0000:00:1c.0/mmc_host/mmc0/mmc0:0001/block/mmcblk0", ByPath: "pci-0000:00:1c.0", Transport: "mmc", Size: 4194304},
+		{Name: "nvme0n1", Path: "/dev/nvme0n1", Model: "SAMSUNG MZVL2512", Serial: "S64KNX0T", WWN: "eui.002538b231b4c9b1", BusPath: "pci0000:00/0000:00:1d.0/0000:03:00.0/nvme/nvme0", ByPath: "pci-0000:03:00.0-nvme-1", Transport: "nvme", Size: 4096 * 512, SectorSize: 4096, PhysicalSectorSize: 4096, OptimalIOSize: 131072},
+		{Name: "sda", Path: "/dev/sda", Model: "ST4000NM0035-1V4", Serial: "ZC1A2B3C", WWN: "naa.5000c500a1b2c3d4", BusPath: "pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0", ByPath: "pci-0000:00:17.0-ata-3", Transport: "sata", Size: 7814037168 * 512, SectorSize: 512, PhysicalSectorSize: 4096, Rotational: true},
+		{Name: "sdaa", Path: "/dev/sdaa", Model: "SEAGATE ST1200", BusPath: "pci0000:00/0000:02:00.0/host1/port-1:0/end_device-1:0/target1:0:0/1:0:0:0", ByPath: "pci-0000:02:00.0-sas-phy4-lun-0", Transport: "sas", Size: 1 << 30, SectorSize: 512, PhysicalSectorSize: 512, ReadOnly: true},
+		{Name: "sdb", Path: "/dev/sdb", Model: "SanDisk Ultra", BusPath: "pci0000:00/0000:00:14.0/usb1/1-3/1-3:1.0/host2/target2:0:0/2:0:0:0", ByPath: "pci-0000:00:14.0-usb-0:3:1.0-scsi-0:0:0:0", Transport: "usb", SectorSize: 512, PhysicalSectorSize: 512, Removable: true},
 	}
 	if d := cmp.Diff(want, got.Disks); d != "" {
 		t.Errorf("-want +got:\n%s", d)

@@ -132,7 +132,7 @@ func Attach(ctx context.Context, runner tool.Runner, disks []storage.Disk, o Opt
 	}
 	for _, d := range disks {
 		unreadable := slices.ContainsFunc(d.Contents, func(c storage.Content) bool { return c.Kind == storage.KindUnreadable })
-		if !unreadable && !d.BootMedium {
+		if !unreadable && !d.BootMedium && d.Physical() {
 			a.add(d.Path, 0, "/dev/", d.Contents)
 		}
 	}

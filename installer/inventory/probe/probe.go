@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
+	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/netconfig"
@@ -75,6 +77,11 @@ func Run(ctx context.Context, s Seams, seed inventory.Seed) (inventory.Document,
 	}
 	for _, warning := range contents(ctx, s.Dev, d.Disks, diskTimeout) {
 		warn("%s", warning)
+	}
+	if mounted, err := mountedDevices(s.Proc); err != nil {
+		warn("%v: a disk that this system runs from is not recognised", err)
+	} else {
+		d.MarkBootMedium(s.Sys, mounted)
 	}
 	if d.TPM != nil && d.TPM.Version == 2 {
 		if d.TPM.Manufacturer, err = askTPM(ctx, filepath.Join(s.Dev, "tpmrm0")); err != nil {
@@ -130,6 +137,35 @@ func processors(proc fs.FS) (int, error) {
 	return n, nil
 }
 
+// mountedDevices are the devices of which something is mounted, by number or
+// node, as proc_pid_mountinfo(5) lists them. There are none to speak of on a
+// system that does not run from memory: it is no installer, and looks at its own
+// disks to see what one would do.
+func mountedDevices(proc fs.FS) (devices []string, err error) {
+	data, err := fs.ReadFile(proc, "self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("finding out what is mounted: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		before, after, ok := strings.Cut(line, " - ")
+		fields, source := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 5 || len(source) < 2 {
+			continue
+		}
+		number, point := fields[2], fields[4]
+		if memory := []string{"rootfs", "tmpfs", "ramfs"}; point == "/" && !slices.Contains(memory, source[0]) {
+			return nil, nil
+		}
+		switch {
+		case !strings.HasPrefix(number, "0:"):
+			devices = append(devices, number)
+		case strings.HasPrefix(source[1], "/dev/"): // btrfs has a number of its own
+			devices = append(devices, source[1])
+		}
+	}
+	return devices, nil
+}
+
 // contents fills in what lies on each disk, all disks at once, and returns
 // warnings about those that cannot be read.
 func contents(ctx context.Context, dev string, disks []storage.Disk, limit time.Duration) []string {
@@ -144,12 +180,12 @@ func contents(ctx context.Context, dev string, disks []storage.Disk, limit time.
 	answers := make(chan answer, len(disks))
 	waiting := make(map[int]bool)
 	for i, d := range disks {
-		if d.Size == 0 {
-			continue // an empty card reader
+		if d.Size == 0 || strings.HasPrefix(d.Name, "fd") {
+			continue // an empty card reader; a floppy drive that would search for its disk
 		}
 		waiting[i] = true
 		go func() {
-			found, err := look(d.Name, filepath.Join(dev, d.Name))
+			found, err := look(d.Name, filepath.Join(dev, strings.TrimPrefix(d.Path, "/dev/")))
 			answers <- answer{i, found, err}
 		}()
 	}
@@ -181,6 +217,9 @@ func contents(ctx context.Context, dev string, disks []storage.Disk, limit time.
 
 func look(name, node string) ([]storage.Content, error) {
 	disk, err := block.OpenReadOnly(node)
+	if errors.Is(err, unix.ENOMEDIUM) {
+		return nil, nil // a CD drive without a CD
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func TestHangingDisk(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(dev, "sda"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	disks := []storage.Disk{{Name: "sda", Size: 1 << 20}}
+	disks := []storage.Disk{{Name: "sda", Path: "/dev/sda", Size: 1 << 20}}
 	warnings := contents(t.Context(), dev, disks, 50*time.Millisecond)
 	if len(warnings) != 1 || !strings.Contains(warnings[0], "sda: no answer") {
 		t.Errorf("warnings: %q", warnings)
@@ -176,4 +176,24 @@ func TestThisMachine(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("%s", data)
+}
+
+// TestMountedDevices reads the mounts of an installer and those of a system that
+// runs from a disk.
+func TestMountedDevices(t *testing.T) {
+	installer := "1 1 0:2 / / rw - rootfs rootfs rw\n" +
+		"20 1 0:21 / /run rw - tmpfs tmpfs rw\n" +
+		"33 20 8:17 / /run/installer/medium ro,nosuid - vfat /dev/sdb1 ro\n" +
+		"34 20 0:44 /@ /mnt\\040x rw shared:7 - btrfs /dev/sdc2 rw,subvol=/@\n"
+	got, err := mountedDevices(fstest.MapFS{"self/mountinfo": {Data: []byte(installer)}})
+	if diff := cmp.Diff([]string{"8:17", "/dev/sdc2"}, got); diff != "" || err != nil {
+		t.Errorf("%v, -want +got:\n%s", err, diff)
+	}
+	installed := "1 1 8:2 / / rw - ext4 /dev/sda2 rw\n2 1 8:1 / /boot rw - ext4 /dev/sda1 rw\n"
+	if got, err := mountedDevices(fstest.MapFS{"self/mountinfo": {Data: []byte(installed)}}); got != nil || err != nil {
+		t.Errorf("a system on a disk: %q, %v", got, err)
+	}
+	if _, err := mountedDevices(fstest.MapFS{}); err == nil {
+		t.Error("no mountinfo, and no error")
+	}
 }

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
+	"github.com/beevik/ntp"
 	"github.com/u-root/u-root/pkg/rtc"
 	"golang.org/x/sys/unix"
+
+	"github.com/firstlight/firstlight/installer/progress"
 )
 
 // clockFloor is the time before which the clock cannot be right: the
@@ -54,4 +59,63 @@ func writeRTC(t time.Time) error {
 		return fmt.Errorf("setting the real-time clock: %w", err)
 	}
 	return nil
+}
+
+// ntpPatience is how long a time server is waited for.
+const ntpPatience = 2 * time.Second
+
+// askTime sets the clock by the first of the time servers that answers; all are
+// asked at once. A time before the boot image's cannot be right, whoever says
+// it (RFC 5905 answers are not signed).
+func (i *installation) askTime(ctx context.Context, servers []netip.Addr) {
+	if len(servers) == 0 || !i.env.inMemory {
+		return
+	}
+	floor, err := clockFloor(buildTimestamp)
+	if err != nil {
+		return // the clock phase has reported it
+	}
+	offsets := make(chan time.Duration, len(servers)) // room for all: nobody blocks
+	for _, server := range servers {
+		go func() {
+			if offset, err := clockOffset(server); err == nil {
+				offsets <- offset
+			}
+		}()
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(ntpPatience + time.Second):
+		i.model.Warn(progress.Config, fmt.Sprintf("no time server answers: %v", servers))
+	case offset := <-offsets:
+		i.setTime(offset, floor)
+	}
+}
+
+// clockOffset is how far this clock is behind a server's (SNTP, RFC 4330).
+func clockOffset(server netip.Addr) (time.Duration, error) {
+	response, err := ntp.QueryWithOptions(server.String(), ntp.QueryOptions{Timeout: ntpPatience})
+	if err != nil {
+		return 0, err
+	}
+	return response.ClockOffset, response.Validate()
+}
+
+// setTime moves the clock, unless to before floor or by next to nothing.
+func (i *installation) setTime(offset time.Duration, floor time.Time) {
+	const small = 100 * time.Millisecond
+	now := i.env.now()
+	wanted := now.Add(offset)
+	switch {
+	case wanted.Before(floor):
+		i.model.Warn(progress.Config, fmt.Sprintf("a time server says %s, which is before this boot image was made: the clock stays", wanted.UTC().Format(time.RFC3339)))
+		return
+	case offset.Abs() >= small:
+		if err := i.env.setClock(wanted); err != nil {
+			i.model.Warn(progress.Config, fmt.Sprintf("setting the clock: %v", err))
+			return
+		}
+		i.model.Logf(progress.Config, "the clock was %s off and is now %s", offset.Abs().Round(time.Millisecond), wanted.UTC().Format(time.RFC3339))
+	}
+	i.timeKnown = true
 }

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/storage"
@@ -156,10 +157,11 @@ func listImages(ctx context.Context, s *session, _ []string) error {
 }
 
 func loadConfigurationFromTFTP(ctx context.Context, s *session, _ []string) error {
-	if err := s.leaseAndConfigure(ctx); err != nil {
+	var files fetch.Files
+	err := s.configure(ctx, func(ctx context.Context, attempt attempt) (err error) {
+		files, err = s.filesFromTFTP(ctx, attempt)
 		return err
-	}
-	files, err := s.filesFromTFTP(ctx)
+	})
 	if err != nil {
 		return err
 	}

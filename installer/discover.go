@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,8 +20,6 @@ import (
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/inventory/probe"
 	"github.com/firstlight/firstlight/installer/progress"
-	"github.com/firstlight/firstlight/netconfig"
-	"github.com/firstlight/firstlight/netconfig/dhcp"
 	"github.com/firstlight/firstlight/netconfig/link"
 	"github.com/firstlight/firstlight/storage"
 )
@@ -77,61 +74,78 @@ func (i *installation) raiseLinks(ctx context.Context) error {
 	return nil
 }
 
-// readConfig fetches the configuration from the first place that has it, and
-// reads it whole.
+// readConfig gets the configuration from the first place that has it, and reads
+// it whole: what is on board (and then no DHCP packet is sent, unless it asks
+// for one), else through the network.
 func (i *installation) readConfig(ctx context.Context) error {
-	files, err := i.fetchConfig(ctx)
+	directory, err := i.onBoard(ctx)
 	if err != nil {
 		return err
 	}
-	i.files = files
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		i.debugf(progress.Config, "%s: %d bytes", name, len(files[name]))
+	if directory == "" {
+		err = i.configure(ctx, i.configFromNetwork)
+	} else {
+		err = i.configFromBoard(ctx, directory)
 	}
-	if i.config, err = config.Parse(files, uint16(i.opt.imageServerPort)); err != nil {
+	if err != nil {
 		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(i.files)) {
+		i.debugf(progress.Config, "%s: %d bytes", name, len(i.files[name]))
 	}
 	for _, warning := range i.config.Warnings {
 		i.model.Warn(progress.Config, warning)
 	}
 	i.model.Describe(func(f *progress.Facts) { f.Machine = i.config.Network.Hostname })
-	if *i.boardDir != "" {
-		if err := i.useConfiguredAddress(ctx); err != nil {
-			return err
-		}
-	}
 	i.startReporting()
 	return i.stirRandomness()
 }
 
-// fetchConfig asks the places of the configuration in their order: what is on
-// board (and then no DHCP packet is sent), -configurationLoader,
-// -configurationBaseUrl, TFTP.
-func (i *installation) fetchConfig(ctx context.Context) (fetch.Files, error) {
-	directory, err := i.onBoard(ctx)
+// configFromBoard reads the configuration in directory, and gives the machine
+// the address that it names.
+func (i *installation) configFromBoard(ctx context.Context, directory string) error {
+	i.configDir = directory
+	i.model.Logf(progress.Config, "the configuration is in %s; no DHCP lease is asked for", directory)
+	files, err := fetch.All(ctx, fetch.Directory(directory))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if directory != "" {
-		i.configDir = directory
-		i.model.Logf(progress.Config, "the configuration is in %s; no DHCP lease is asked for", directory)
-		return fetch.All(ctx, fetch.Directory(directory))
+	if err := i.parse(files); err != nil {
+		return err
 	}
-	if err := i.leaseAndConfigure(ctx); err != nil {
-		return nil, err
-	}
-	i.configDir = filepath.Join(i.runDir, "config")
-	if err := os.RemoveAll(i.configDir); err != nil { // an earlier start's
-		return nil, err
-	}
-	files, err := i.filesFromNetwork(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return files, writeConfigDir(i.configDir, files)
+	return i.useConfiguredAddress(ctx)
 }
 
-func (i *installation) filesFromNetwork(ctx context.Context) (fetch.Files, error) {
+// configFromNetwork fetches and reads the configuration through the network as
+// it is configured now.
+func (i *installation) configFromNetwork(ctx context.Context, attempt attempt) error {
+	i.configDir = filepath.Join(i.runDir, "config")
+	if err := os.RemoveAll(i.configDir); err != nil { // an earlier attempt's
+		return err
+	}
+	files, err := i.filesFromNetwork(ctx, attempt)
+	if err != nil {
+		return err
+	}
+	if err := writeConfigDir(i.configDir, files); err != nil {
+		return err
+	}
+	if err := i.parse(files); err != nil {
+		return err
+	}
+	return i.checkSource(ctx, attempt)
+}
+
+// parse reads the files; they count only if all of them are good.
+func (i *installation) parse(files fetch.Files) error {
+	read, err := config.Parse(files, uint16(i.opt.imageServerPort))
+	if err == nil {
+		i.files, i.config = files, read
+	}
+	return err
+}
+
+func (i *installation) filesFromNetwork(ctx context.Context, attempt attempt) (fetch.Files, error) {
 	var source fetch.Source
 	switch {
 	case i.opt.configurationLoader != "":
@@ -152,36 +166,54 @@ func (i *installation) filesFromNetwork(ctx context.Context) (fetch.Files, error
 		if config != nil {
 			web.Client = &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
 		}
+		web.Patience = attempt.patience()
 		source = web
 	default:
-		return i.filesFromTFTP(ctx)
+		return i.filesFromTFTP(ctx, attempt)
 	}
 	i.model.Logf(progress.Config, "fetching from %s", source)
 	return fetch.All(ctx, source)
 }
 
-func (i *installation) filesFromTFTP(ctx context.Context) (fetch.Files, error) {
-	server := i.tftpServer()
-	if server == "" {
+// filesFromTFTP asks the servers in the order in which they are named; the
+// first that has the configuration counts.
+func (i *installation) filesFromTFTP(ctx context.Context, attempt attempt) (fetch.Files, error) {
+	servers := i.tftpServers()
+	if len(servers) == 0 {
 		return nil, refuse("NET-020", "nobody names a TFTP server: not -tftpServerHostname, nor tftpserver= on the kernel command line, nor the DHCP server (next server, options 66 and 150)")
 	}
-	source := fetch.TFTP(server, i.nic.MAC, i.serial())
-	i.model.Logf(progress.Config, "fetching from %s", source)
-	return fetch.All(ctx, source)
-}
-
-// tftpServer is the first that is named, or empty.
-func (i *installation) tftpServer() string {
-	named := []string{i.opt.tftpServerHostname, i.opt.kernel.value("tftpserver")}
-	if i.lease != nil {
-		named = append(named, i.lease.TFTPServers()...)
-	}
-	for _, server := range named {
-		if server != "" {
-			return server
+	var failures []error
+	for n, server := range servers {
+		source := fetch.TFTP(server, i.nic.MAC, i.serial())
+		attempt.others = attempt.others || n < len(servers)-1
+		source.Patience = attempt.patience()
+		i.model.Logf(progress.Config, "fetching from %s", source)
+		files, err := fetch.All(ctx, source)
+		if err == nil {
+			return files, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		failures = append(failures, err)
+		if n < len(servers)-1 {
+			i.model.Warn(progress.Config, err.Error()+"; the next TFTP server is asked")
 		}
 	}
-	return ""
+	return nil, errors.Join(failures...)
+}
+
+// tftpServers are those that the operator names, or else those of the lease.
+func (i *installation) tftpServers() []string {
+	for _, server := range []string{i.opt.tftpServerHostname, i.opt.kernel.value("tftpserver")} {
+		if server != "" {
+			return []string{server}
+		}
+	}
+	if i.lease == nil {
+		return nil
+	}
+	return i.lease.TFTPServers()
 }
 
 // onBoard is the directory with a configuration that came with the machine
@@ -198,148 +230,6 @@ func (i *installation) onBoard(ctx context.Context) (string, error) {
 		i.boardDir = &directory
 	}
 	return *i.boardDir, nil
-}
-
-// leaseAndConfigure asks for a lease and uses it until the installation ends.
-// On a system that runs from a disk the network is somebody else's: it is used
-// as it is.
-func (i *installation) leaseAndConfigure(ctx context.Context) error {
-	if !i.env.inMemory {
-		return i.useNetworkAsItIs()
-	}
-	if asked, err := i.useCommandLine(ctx); asked || err != nil {
-		return err
-	}
-	lease, err := i.askForLease(ctx)
-	if err != nil {
-		return err
-	}
-	if err := i.useLease(lease); err != nil {
-		return err
-	}
-	i.keepLease(lease)
-	return nil
-}
-
-// useNetworkAsItIs takes the first NIC with a link for the machine's name at
-// the configuration server.
-func (i *installation) useNetworkAsItIs() error {
-	i.model.Log(progress.Config, "this system runs from a disk: its network is used as it is, no DHCP lease is asked for")
-	nics, err := link.List(i.env.sys)
-	if err != nil {
-		return err
-	}
-	for _, nic := range nics {
-		if nic.Carrier {
-			i.nic = nic
-			return nil
-		}
-	}
-	return nil
-}
-
-// askForLease asks on every NIC with carrier at once, and changes nothing.
-func (i *installation) askForLease(ctx context.Context) (dhcp.Lease, error) {
-	nics, err := link.List(i.env.sys)
-	if err != nil {
-		return dhcp.Lease{}, err
-	}
-	linked := link.Linked(nics)
-	i.model.Logf(progress.Config, "asking for a DHCP lease on %s", strings.Join(linked, ", "))
-	i.model.Wait(progress.Config, "a DHCP server's answer")
-	defer i.model.Wait(progress.Config, "")
-	return dhcp.Acquire(ctx, linked, i.dhcpOptions())
-}
-
-func (i *installation) dhcpOptions() dhcp.Options {
-	return dhcp.Options{
-		Prefer: bootInterface(i.opt.kernel),
-		Report: func(text string) { i.model.Log(progress.Config, text) },
-	}
-}
-
-// bootInterface is the MAC address in BOOTIF=01-aa-bb-…, which PXELINUX and
-// iPXE hand over; zero where it is not there. The first byte is the hardware
-// type (RFC 1700: 1 is Ethernet).
-func bootInterface(kernel kernelArguments) netconfig.MAC {
-	_, address, _ := strings.Cut(kernel.value("BOOTIF"), "-")
-	mac, err := netconfig.ParseMAC(address)
-	if err != nil {
-		return netconfig.MAC{}
-	}
-	return mac
-}
-
-// useLease gives the interface its address and the installer its name
-// servers.
-func (i *installation) useLease(lease dhcp.Lease) error {
-	if err := link.Configure(lease); err != nil {
-		return err
-	}
-	return i.rememberLease(lease)
-}
-
-// rememberLease is useLease for addresses that the interface has already.
-func (i *installation) rememberLease(lease dhcp.Lease) error {
-	if data := link.ResolvConf(lease); data != nil {
-		if err := os.WriteFile("/etc/resolv.conf", data, 0o644); err != nil {
-			return fmt.Errorf("writing /etc/resolv.conf: %w", err)
-		}
-	}
-	short := lease
-	short.Summary = "" // it has many lines
-	i.debugf(progress.Config, "lease: %+v", short)
-	i.lease, i.nic = &lease, netconfig.NIC{Name: lease.Interface, MAC: lease.MAC}
-	i.model.Logf(progress.Config, "%s has the address %s; the status page is http://%s:%d/", lease.Interface, lease.Address, lease.Address.Addr(), i.opt.port)
-	return nil
-}
-
-// keepLease renews the lease until the installation ends.
-func (i *installation) keepLease(lease dhcp.Lease) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- dhcp.Keep(ctx, lease, i.dhcpOptions(), func(renewed dhcp.Lease) error { return link.Configure(renewed) })
-	}()
-	i.opened.push("the DHCP lease", func() error {
-		cancel()
-		return <-done
-	})
-}
-
-// useConfiguredAddress gives the machine the address that config.json has for
-// it, where no lease was asked for and no address is there yet; what the kernel
-// command line asks for goes before it.
-func (i *installation) useConfiguredAddress(ctx context.Context) error {
-	if !i.env.inMemory {
-		return i.useNetworkAsItIs()
-	}
-	if asked, err := i.useCommandLine(ctx); asked || err != nil {
-		return err
-	}
-	nics, err := link.List(i.env.sys)
-	if err != nil {
-		return err
-	}
-	resolved, err := netconfig.Resolve(i.config.Network, nics)
-	if err != nil {
-		return err
-	}
-	for _, wanted := range resolved.Interfaces {
-		if wanted.NIC == "" || len(wanted.Addresses) == 0 {
-			continue
-		}
-		lease := dhcp.Lease{
-			Interface: wanted.NIC, MAC: wanted.MAC, Address: wanted.Addresses[0], MTU: wanted.MTU,
-			DNS: wanted.DNS, Search: wanted.Search, Duration: dhcp.Infinite,
-		}
-		if wanted.Gateway.IsValid() {
-			lease.Routes = []dhcp.Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: wanted.Gateway}}
-		}
-		return i.useLease(lease)
-	}
-	i.model.Log(progress.Config, "config.json names no address for an interface of this machine: the network is used as it is")
-	return nil
 }
 
 // stirRandomness adds the site's seed to the kernel's pool; it is not
@@ -442,11 +332,12 @@ func (i *installation) reachServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	configure := i.readConfig
 	if named && directory == "" {
-		configure = i.leaseAndConfigure
+		err = i.leaseAndConfigure(ctx)
+	} else {
+		err = i.readConfig(ctx)
 	}
-	if err := configure(ctx); err != nil {
+	if err != nil {
 		return err
 	}
 	return i.connect(ctx, progress.Manifest)

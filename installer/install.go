@@ -41,6 +41,7 @@ type installation struct {
 	lease     *dhcp.Lease   // nil where no lease was needed
 	nic       netconfig.NIC // over which the configuration came; empty where none is known
 	files     fetch.Files
+	timeKnown bool    // a time server has confirmed or set the clock
 	boardDir  *string // nil: not looked for yet; empty: nothing is on board
 	configDir string  // where custom programmes find the files
 	config    config.Config

@@ -38,11 +38,12 @@ func (i *installation) useCommandLine(ctx context.Context) (asked bool, err erro
 
 // makeNetwork makes it, and asks for a lease where it says so.
 func (i *installation) makeNetwork(ctx context.Context, wanted netconfig.Config) error {
-	var names, leased []string
+	var names []string
+	var asked []dhcp.Asked
 	for _, one := range wanted.Interfaces {
 		names = append(names, one.Name)
-		if one.DHCP4 {
-			leased = append(leased, one.Name)
+		if one.DHCP4 || one.AcceptRA {
+			asked = append(asked, dhcp.Asked{Interface: one.Name, V4: one.DHCP4, V6: one.AcceptRA})
 		}
 	}
 	i.model.Logf(progress.Config, "the kernel command line asks for %s", strings.Join(names, ", "))
@@ -55,48 +56,48 @@ func (i *installation) makeNetwork(ctx context.Context, wanted netconfig.Config)
 			return err
 		}
 	}
-	if len(leased) == 0 {
-		if !fixed {
-			i.model.Log(progress.Config, "no IPv4 address was asked for: router advertisements are used as they come")
-		}
+	if len(asked) == 0 {
 		return nil
 	}
-	i.model.Logf(progress.Config, "asking for a DHCP lease on %s", strings.Join(leased, ", "))
-	i.model.Wait(progress.Config, "a DHCP server's answer")
-	defer i.model.Wait(progress.Config, "")
-	lease, err := dhcp.Acquire(ctx, leased, i.dhcpOptions())
+	lease, err := i.acquire(ctx, asked)
 	if err != nil {
 		return err
 	}
-	if err := i.useLease(lease); err != nil {
+	if err := i.useLease(ctx, lease); err != nil {
 		return err
 	}
 	i.keepLease(lease)
 	return nil
 }
 
-// staticLease is the first interface with a fixed IPv4 address, that of the
-// default route before others; ok is false when there is none.
+// staticLease is the first interface with a fixed address, that of the default
+// route before others; ok is false when there is none.
 func staticLease(c netconfig.Config) (lease dhcp.Lease, ok bool) {
 	for _, one := range c.Interfaces {
 		for _, address := range one.Addresses {
-			if !address.Addr().Is4() || ok && !one.Gateway.Is4() {
+			if ok && !one.Gateway.IsValid() {
 				continue
 			}
 			lease = dhcp.Lease{Interface: one.Name, MAC: one.MAC, Address: address, MTU: one.MTU, DNS: c.DNS, Search: c.Search, Duration: dhcp.Infinite}
-			if one.Gateway.Is4() {
-				lease.Routes = []dhcp.Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: one.Gateway}}
+			if one.Gateway.IsValid() {
+				lease.Routes = []dhcp.Route{{To: everywhere(one.Gateway), Via: one.Gateway}}
 			}
 			for _, r := range one.Routes {
-				if r.To.Addr().Is4() {
-					lease.Routes = append(lease.Routes, dhcp.Route{To: r.To, Via: r.Via})
-				}
+				lease.Routes = append(lease.Routes, dhcp.Route{To: r.To, Via: r.Via})
 			}
 			ok = true
 			break
 		}
 	}
 	return lease, ok
+}
+
+// everywhere is the network of the default route through gateway.
+func everywhere(gateway netip.Addr) netip.Prefix {
+	if gateway.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
 // nameMachine finds the NIC by whose MAC address the machine is known.

@@ -41,8 +41,11 @@ func (i *installation) getManifest(ctx context.Context) error {
 	return nil
 }
 
-// connect dials the image server once.
+// connect dials the image server, once.
 func (i *installation) connect(ctx context.Context, phase progress.Phase) error {
+	if i.server != nil {
+		return nil
+	}
 	address := i.imageServerAddress()
 	if address == "" {
 		return refuse("CFG-020", "no image server is named: add the file imageserver to the configuration or use -imageServerHostname")

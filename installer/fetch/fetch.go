@@ -71,7 +71,7 @@ func (e *Error) Code() string { return e.code }
 // The codes of this package.
 const (
 	codeMissing   = "CFG-101" // a file that must be there is not
-	codeNoAnswer  = "CFG-102" // the server does not answer
+	CodeNoAnswer  = "CFG-102" // the server does not answer
 	codeRefused   = "CFG-103" // the server answers with an error
 	codeTooLarge  = "CFG-104" // more than MaxFileBytes
 	codeAddress   = "CFG-105" // the server's name or URL is no good
@@ -125,6 +125,14 @@ func defaultPatience() patience {
 	return patience{deadline: time.Minute, first: 250 * time.Millisecond}
 }
 
+// orAtMost is p with another deadline, where one is given.
+func (p patience) orAtMost(deadline time.Duration) patience {
+	if deadline > 0 {
+		p.deadline = deadline
+	}
+	return p
+}
+
 // finalError ends the tries.
 type finalError struct{ error }
 
@@ -161,7 +169,7 @@ func (p patience) try(ctx context.Context, what string, get func(ctx context.Con
 			if ctx.Err() != nil {
 				return nil, fmt.Errorf("fetching %s: %w", what, context.Cause(ctx))
 			}
-			return nil, fail(codeNoAnswer, "fetching %s: no usable answer within %v: %w", what, p.deadline, last)
+			return nil, fail(CodeNoAnswer, "fetching %s: no usable answer within %v: %w", what, p.deadline, last)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/firstlight/firstlight/netconfig"
 )
@@ -13,6 +14,8 @@ import (
 type HTTPSource struct {
 	// Client may be replaced before the first Get, for TLS of one's own.
 	Client *http.Client
+	// Patience is as that of a TFTPSource.
+	Patience time.Duration
 
 	base     *url.URL
 	query    string
@@ -43,7 +46,7 @@ func (s *HTTPSource) Get(ctx context.Context, name string) ([]byte, error) {
 	u := s.base.JoinPath(name)
 	what := u.Redacted()
 	u.RawQuery = s.query
-	return s.patience.try(ctx, what, func(ctx context.Context) ([]byte, error) {
+	return s.patience.orAtMost(s.Patience).try(ctx, what, func(ctx context.Context) ([]byte, error) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
 			return nil, finalError{fail(codeAddress, "fetching %s: %w", what, err)}

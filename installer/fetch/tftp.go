@@ -18,6 +18,10 @@ import (
 
 // TFTPSource asks a TFTP server, see TFTP.
 type TFTPSource struct {
+	// Patience is how long the server is asked for one file, all tries
+	// together; 0 means a minute. It may be set before the first Get.
+	Patience time.Duration
+
 	server   string
 	dirs     []string // each ends with a slash or is empty
 	patience patience
@@ -64,7 +68,7 @@ func (s *TFTPSource) String() string { return "tftp://" + s.server + "/" }
 // Get implements Source.
 func (s *TFTPSource) Get(ctx context.Context, name string) ([]byte, error) {
 	for _, dir := range s.dirs {
-		data, err := s.patience.try(ctx, s.String()+dir+name, func(ctx context.Context) ([]byte, error) {
+		data, err := s.patience.orAtMost(s.Patience).try(ctx, s.String()+dir+name, func(ctx context.Context) ([]byte, error) {
 			return s.once(ctx, dir+name)
 		})
 		if !errors.Is(err, ErrAbsent) {

@@ -34,6 +34,9 @@ type Network struct {
 	Config netconfig.Config
 	// BootIF is the NIC that the machine booted from; zero when not said.
 	BootIF netconfig.MAC
+	// Everywhere says that a lease is wanted on any NIC (ip=dhcp), and nothing
+	// else.
+	Everywhere bool
 }
 
 // Asked says whether there is a network to make.
@@ -358,7 +361,7 @@ func (p *parser) ip(value string) error {
 		case "none", "off", "":
 			return nil // nobody asks for an address: as if nothing were said
 		}
-		return fmt.Errorf("%q is not a way to get an address: have dhcp; auto6 needs an interface", value)
+		return fmt.Errorf("%q is not a way to get an address: have dhcp; others need an interface", value)
 	case 2, 3, 4, 5, 6, 7, 8, 9:
 		if isAddress(fields[0]) && len(fields) < 6 {
 			return errors.New("a static address is address:peer:gateway:mask:host:interface:none")
@@ -469,12 +472,13 @@ func how(i *netconfig.Interface, text string) error {
 	case "", "none", "off":
 	case "dhcp", "on", "any", "single-dhcp":
 		i.DHCP4 = true
-	case "auto6", "link6":
-		i.AcceptRA = text == "auto6"
+	case "auto6", "dhcp6": // the router says which of the two
+		i.AcceptRA = true
+	case "link6":
 	case "either6":
 		i.DHCP4, i.AcceptRA = true, true
-	default: // dhcp6, ibft
-		return fmt.Errorf("%q is not a way to get an address here: have none, dhcp, auto6, either6", text)
+	default: // ibft
+		return fmt.Errorf("%q is not a way to get an address here: have none, dhcp, auto6, dhcp6, either6", text)
 	}
 	return nil
 }
@@ -580,6 +584,7 @@ func (p *parser) finish() {
 		ordered = nil // such as ifname= alone: nothing to make
 	}
 	p.network.Config.Interfaces, p.network.Config.DNS = ordered, p.dns
+	p.network.Everywhere = p.everywhere && len(ordered) == 0
 }
 
 func addressed(i netconfig.Interface) bool { return len(i.Addresses) > 0 || i.DHCP4 || i.AcceptRA }

@@ -72,7 +72,7 @@ func TestParse(t *testing.T) {
 func TestMistakes(t *testing.T) {
 	for line, want := range map[string]string{
 		"ip=bogus":                          "not a way",
-		"ip=eth0:dhcp6":                     "have none, dhcp",
+		"ip=eth0:ibft":                      "have none, dhcp",
 		"ip=10.0.0.2":                       "not a way",
 		"ip=10.0.0.2::10.0.0.1:::eth0:none": "no mask",
 		"ip=10.0.0.2::10.0.0.1:255.0.255.0::eth0:none": "hole",

@@ -35,8 +35,9 @@ func inside(t *testing.T) (server string, yes bool) {
 	if os.Getuid() != 0 {
 		t.Fatal("network namespaces need root")
 	}
-	client := fmt.Sprintf("fl-dhcp-%d-client", os.Getpid())
-	server = fmt.Sprintf("fl-dhcp-%d-server", os.Getpid())
+	t.Parallel() // in a process and in namespaces of its own
+	client := fmt.Sprintf("fl-%d-%s-client", os.Getpid(), t.Name())
+	server = fmt.Sprintf("fl-%d-%s-server", os.Getpid(), t.Name())
 	for _, name := range []string{client, server} {
 		run(t, "ip", "netns", "add", name)
 		t.Cleanup(func() {
@@ -107,6 +108,14 @@ func options(t *testing.T) dhcp.Options {
 	return dhcp.Options{FirstWait: 500 * time.Millisecond, Deadline: 20 * time.Second, Report: func(text string) { t.Log(text) }}
 }
 
+func v4(names ...string) []dhcp.Asked {
+	var asked []dhcp.Asked
+	for _, name := range names {
+		asked = append(asked, dhcp.Asked{Interface: name, V4: true})
+	}
+	return asked
+}
+
 func TestAcquireReadsEveryOption(t *testing.T) {
 	server, yes := inside(t)
 	if !yes {
@@ -119,7 +128,7 @@ func TestAcquireReadsEveryOption(t *testing.T) {
 		"--dhcp-option=26,1400", "--dhcp-option=119,a.example,b.example",
 		"--dhcp-host=52:54:00:00:00:01,10.77.1.55,hyper7",
 		"--dhcp-vendorclass=set:fl,"+dhcp.VendorClass, "--dhcp-option=tag:fl,121,10.9.0.0/16,10.77.1.9,0.0.0.0/0,10.77.1.2")
-	lease, err := dhcp.Acquire(t.Context(), []string{"eth0", "eth1"}, options(t))
+	lease, err := dhcp.Acquire(t.Context(), v4("eth0", "eth1"), options(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +176,7 @@ func TestAcquirePrefersTheNICBootedFrom(t *testing.T) {
 	for i, mac := range []string{"52:54:00:00:00:00", "52:54:00:00:00:01"} {
 		o := options(t)
 		o.Prefer, _ = netconfig.ParseMAC(mac) // checked below
-		lease, err := dhcp.Acquire(t.Context(), []string{"eth0", "eth1"}, o)
+		lease, err := dhcp.Acquire(t.Context(), v4("eth0", "eth1"), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,7 +188,7 @@ func TestAcquirePrefersTheNICBootedFrom(t *testing.T) {
 	o := options(t)
 	o.Prefer, o.Grace = netconfig.MAC{0x52, 0x54, 0, 0, 0, 1}, time.Second
 	run(t, "ip", "netns", "exec", server, "ip", "link", "set", "s1", "down")
-	lease, err := dhcp.Acquire(t.Context(), []string{"eth0", "eth1"}, o)
+	lease, err := dhcp.Acquire(t.Context(), v4("eth0", "eth1"), o)
 	if err != nil || lease.Interface != "eth0" {
 		t.Errorf("got %s, %v", lease.Interface, err)
 	}
@@ -194,7 +203,7 @@ func TestAcquireWaitsForALateServer(t *testing.T) {
 	var err error
 	done := make(chan struct{})
 	go func() {
-		lease, err = dhcp.Acquire(t.Context(), []string{"eth0"}, options(t))
+		lease, err = dhcp.Acquire(t.Context(), v4("eth0"), options(t))
 		close(done)
 	}()
 	time.Sleep(1500 * time.Millisecond) // three times the first wait
@@ -213,7 +222,7 @@ func TestAcquireWithoutAServer(t *testing.T) {
 	o := options(t)
 	o.Deadline = 2 * time.Second
 	start := time.Now()
-	_, err := dhcp.Acquire(t.Context(), []string{"eth0", "eth1", "nosuch"}, o)
+	_, err := dhcp.Acquire(t.Context(), v4("eth0", "eth1", "nosuch"), o)
 	var coded *netconfig.Error
 	if !errors.As(err, &coded) || coded.Code() != "NET-003" {
 		t.Errorf("got %v", err)
@@ -228,7 +237,7 @@ func TestAcquireWithoutAServer(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := dhcp.Acquire(ctx, []string{"eth0"}, options(t)); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := dhcp.Acquire(ctx, v4("eth0"), options(t)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("after the end of ctx: %v", err)
 	}
 }
@@ -249,7 +258,7 @@ func TestKeep(t *testing.T) {
 	}
 	args := []string{"--interface=s0", "--dhcp-range=10.77.0.50,10.77.0.60,2m"}
 	stop := dnsmasq(t, server, args...)
-	lease, err := dhcp.Acquire(t.Context(), []string{"eth0"}, options(t))
+	lease, err := dhcp.Acquire(t.Context(), v4("eth0"), options(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,19 +11,25 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
 
 	"github.com/firstlight/firstlight/netconfig"
 )
 
-// Lease is what a DHCP server gave (RFC 2131, options of RFC 2132). Its JSON
-// form is kept below /var/log/installer/dhcp; there is no secret in it.
+// Lease is what a DHCP server gave (RFC 2131, options of RFC 2132; RFC 8415),
+// or the address that the kernel made from a router's prefix, with what the
+// router said. Its JSON form is kept below /var/log/installer/dhcp; there is no
+// secret in it.
 type Lease struct {
 	Interface string        `json:"interface"`
 	MAC       netconfig.MAC `json:"mac"`
 	Address   netip.Prefix  `json:"address"`
+	// Auto says that the kernel has made the address itself (RFC 4862) and
+	// keeps it.
+	Auto bool `json:"auto,omitempty"`
 	// Routes are all routes to set, the default route (0.0.0.0/0) among them.
 	// Where the server sends classless routes the Router option does not count
-	// (RFC 3442).
+	// (RFC 3442). Those of IPv6 are the kernel's own affair.
 	Routes   []Route      `json:"routes,omitempty"`
 	DNS      []netip.Addr `json:"dns,omitempty"`
 	Domain   string       `json:"domain,omitempty"`
@@ -43,8 +49,12 @@ type Lease struct {
 	// Summary is the whole acknowledgement in words, a line an option.
 	Summary string `json:"summary"`
 
-	from *nclient4.Lease
+	from  *nclient4.Lease // of DHCPv4
+	from6 *dhcpv6.Message // the reply, of DHCPv6
 }
+
+// V6 says that it is a lease of IPv6.
+func (l Lease) V6() bool { return l.Address.Addr().Is6() }
 
 // Route is one route of a lease. A zero Via is a route to the link itself.
 type Route struct {
@@ -99,33 +109,23 @@ func (l Lease) Router() netip.Addr {
 func newLease(name string, mac netconfig.MAC, got *nclient4.Lease) (lease Lease, ok bool) {
 	ack := got.ACK
 	ip := addr(ack.YourIPAddr)
-	if !ip.IsValid() || ip.IsUnspecified() {
+	if !usable(ack.YourIPAddr) {
 		return Lease{}, false
 	}
-	bits, _ := ack.SubnetMask().Size()
-	if len(ack.SubnetMask()) == 0 {
-		bits, _ = ack.YourIPAddr.DefaultMask().Size() // the class's mask, RFC 950
-	}
 	lease = Lease{
-		Interface: name, MAC: mac, Address: netip.PrefixFrom(ip, bits),
-		DNS: addrs(ack.DNS()), Domain: ack.DomainName(), HostName: ack.HostName(), NTP: addrs(ack.NTPServers()),
+		Interface: name, MAC: mac, Address: netip.PrefixFrom(ip, maskBits(ack)),
+		DNS: addrs(ack.DNS()), Domain: hostName(ack.DomainName()), HostName: hostName(ack.HostName()), NTP: addrs(ack.NTPServers()),
 		Server: addr(ack.ServerIdentifier()), Next: addr(ack.ServerIPAddr),
 		TFTPName: ack.TFTPServerName(), BootFile: ack.BootFileNameOption(),
 		TFTP150:  addrs(dhcpv4.GetIPs(dhcpv4.OptionTFTPServerAddress, ack.Options)),
 		Obtained: got.CreationTime, Summary: ack.Summary(), from: got,
 	}
 	if labels := ack.DomainSearch(); labels != nil {
-		lease.Search = labels.Labels
+		lease.Search = hostNames(labels.Labels)
 	}
-	if lease.TFTPName == "" {
-		lease.TFTPName = ack.ServerHostName
-	}
-	// RFC 2132, 9.4: some servers end the name with a NUL.
-	lease.TFTPName = strings.TrimRight(lease.TFTPName, "\x00")
-	if lease.BootFile == "" {
-		lease.BootFile = ack.BootFileName
-	}
-	lease.BootFile = strings.TrimRight(lease.BootFile, "\x00")
+	lease.TFTPName = hostName(cmp.Or(lease.TFTPName, ack.ServerHostName))
+	// Some servers end the name with a NUL.
+	lease.BootFile = strings.TrimRight(cmp.Or(lease.BootFile, ack.BootFileName), "\x00")
 	if mtu, err := dhcpv4.GetUint16(dhcpv4.OptionInterfaceMTU, ack.Options); err == nil {
 		lease.MTU = int(mtu)
 	}
@@ -146,17 +146,57 @@ func newLease(name string, mac netconfig.MAC, got *nclient4.Lease) (lease Lease,
 		}
 		ones, _ := route.Dest.Mask.Size()
 		to := Route{To: netip.PrefixFrom(addr(route.Dest.IP), ones).Masked()}
-		if via := addr(route.Router); !via.IsUnspecified() {
+		if !to.To.IsValid() {
+			continue
+		}
+		if via := addr(route.Router); usable(route.Router) {
 			to.Via = via
 		}
 		lease.Routes = append(lease.Routes, to)
 	}
 	if len(lease.Routes) == 0 {
-		if routers := addrs(ack.Router()); len(routers) > 0 {
+		if routers := slices.DeleteFunc(addrs(ack.Router()), func(a netip.Addr) bool { return !a.IsGlobalUnicast() }); len(routers) > 0 {
 			lease.Routes = []Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: routers[0]}}
 		}
 	}
 	return lease, true
+}
+
+// maskBits is the length of the network's prefix; that of the address's class
+// (RFC 950) where the server says none, or one with holes.
+func maskBits(ack *dhcpv4.DHCPv4) int {
+	if bits, of := ack.SubnetMask().Size(); of == 32 && bits > 0 {
+		return bits
+	}
+	if bits, of := ack.YourIPAddr.DefaultMask().Size(); of == 32 {
+		return bits
+	}
+	return 32
+}
+
+// hostName is a name as it may stand in resolv.conf and in a URL; empty for what
+// is none. Some servers end it with a NUL.
+func hostName(text string) string {
+	text = strings.TrimRight(text, "\x00")
+	for label := range strings.SplitSeq(strings.TrimSuffix(text, "."), ".") {
+		if label == "" || !plain([]byte(label)) {
+			if _, err := netip.ParseAddr(text); err == nil {
+				return text
+			}
+			return ""
+		}
+	}
+	return text
+}
+
+func hostNames(all []string) []string {
+	var out []string
+	for _, one := range all {
+		if name := hostName(one); name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // fill takes from the lease before what a renewal did not say again; some
@@ -178,6 +218,12 @@ func (l Lease) fill(before Lease) Lease {
 	l.HostName = cmp.Or(l.HostName, before.HostName)
 	l.MTU = cmp.Or(l.MTU, before.MTU)
 	return l
+}
+
+// usable says that an address can be a machine's.
+func usable(ip net.IP) bool {
+	a := addr(ip)
+	return a.IsGlobalUnicast() // false for none, for groups and for all
 }
 
 func addr(ip net.IP) netip.Addr {

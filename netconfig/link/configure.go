@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -40,6 +41,9 @@ func configure(lease dhcp.Lease) error {
 	if err := netlink.LinkSetUp(l); err != nil {
 		return fmt.Errorf("raising the link: %w", err)
 	}
+	if lease.V6() {
+		return configure6(l, lease)
+	}
 	// The new address first: were the old one removed before, its routes
 	// would go and connections break though nothing changed.
 	address := &netlink.Addr{IPNet: ipNet(lease.Address)}
@@ -58,6 +62,48 @@ func configure(lease dhcp.Lease) error {
 		}
 	}
 	return routes(l, lease)
+}
+
+// configure6 adds the address of a DHCPv6 server, or sees that its time is
+// longer; it ends by itself when nobody renews it.
+func configure6(l netlink.Link, lease dhcp.Lease) error {
+	if lease.Auto {
+		return nil
+	}
+	address := &netlink.Addr{IPNet: ipNet(lease.Address)}
+	if _, ends := lease.Expires(); ends {
+		address.ValidLft, address.PreferedLft = int(lease.Duration), int(lease.Duration)
+	}
+	if err := netlink.AddrReplace(l, address); err != nil {
+		return fmt.Errorf("adding the address: %w", err)
+	}
+	return usable6(l, lease.Address.Addr())
+}
+
+// usable6 waits until the kernel has found that nobody else has the address
+// (RFC 4862, 5.4).
+func usable6(l netlink.Link, wanted netip.Addr) error {
+	const limit = 5 * time.Second
+	for end := time.Now().Add(limit); ; time.Sleep(poll) {
+		have, err := netlink.AddrList(l, netlink.FAMILY_V6)
+		if err != nil {
+			return fmt.Errorf("listing addresses: %w", err)
+		}
+		for _, a := range have {
+			if got, _ := netip.AddrFromSlice(a.IP); got != wanted {
+				continue
+			}
+			if a.Flags&unix.IFA_F_DADFAILED != 0 {
+				return fmt.Errorf("another machine has the address %s", wanted)
+			}
+			if a.Flags&unix.IFA_F_TENTATIVE == 0 {
+				return nil
+			}
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the kernel does not let the address %s be used", wanted)
+		}
+	}
 }
 
 // routes sets those of the lease, routes to the link itself first, because a
@@ -99,18 +145,21 @@ func routes(l netlink.Link, lease dhcp.Lease) error {
 	return nil
 }
 
-// Flush takes all IPv4 addresses, and with them their routes, from the
-// interface. It stays up.
+// Flush takes all IPv4 addresses, and those that DHCPv6 servers gave, and with
+// them their routes, from the interface. It stays up.
 func Flush(name string) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return netconfig.NewError("NET-005", "flushing %s: %w", name, err)
 	}
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return netconfig.NewError("NET-005", "flushing %s: %w", name, err)
 	}
 	for _, a := range addrs {
+		if bits, of := a.Mask.Size(); of == 128 && bits != of {
+			continue // the link's own, and what the kernel makes from advertisements
+		}
 		if err := netlink.AddrDel(l, &a); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
 			return netconfig.NewError("NET-005", "flushing %s: removing %s: %w", name, a.IPNet, err)
 		}

@@ -1,0 +1,366 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/firstlight/firstlight/installer/fetch"
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/netconfig/dhcp"
+	"github.com/firstlight/firstlight/netconfig/link"
+)
+
+// attempt is one try at getting the configuration.
+type attempt struct {
+	others   bool // there are others to try: none of them is waited for very long
+	searched bool // through one of several leases that were offered
+}
+
+// hurriedPatience is how long a silent server is asked for a file while there
+// are others to ask.
+const hurriedPatience = 15 * time.Second
+
+// patience is for one file; 0 is what the source thinks right.
+func (a attempt) patience() time.Duration {
+	if a.others {
+		return hurriedPatience
+	}
+	return 0
+}
+
+// configure connects the machine and calls use, which needs the network. On a
+// system that runs from a disk the network is somebody else's: it is used as it
+// is. What the kernel command line asks for is made. Otherwise the leases that
+// are offered are tried in turn until use is content with one.
+func (i *installation) configure(ctx context.Context, use func(context.Context, attempt) error) error {
+	if !i.env.inMemory {
+		if err := i.useNetworkAsItIs(); err != nil {
+			return err
+		}
+		return use(ctx, attempt{})
+	}
+	asked, err := i.useCommandLine(ctx)
+	if err != nil {
+		return err
+	}
+	if asked {
+		return use(ctx, attempt{})
+	}
+	return i.search(ctx, i.dhcpOptions(), use)
+}
+
+// search tries one lease after the other. DHCP servers that nobody wants on a
+// network can so make an attempt fail, and take time.
+func (i *installation) search(ctx context.Context, options dhcp.Options, use func(context.Context, attempt) error) error {
+	i.model.Log(progress.Config, "asking for a lease on every NIC with a link")
+	i.model.Wait(progress.Config, "a DHCP server's answer")
+	defer i.model.Wait(progress.Config, "")
+	search := dhcp.Begin(ctx, i.linked, options)
+	defer search.Close()
+	for tried := 0; ; tried++ {
+		offer, err := search.Next(ctx)
+		if err != nil {
+			return err
+		}
+		lease, err := search.Take(ctx, offer)
+		if err == nil {
+			i.model.Wait(progress.Config, "")
+			if err = i.tryLease(ctx, lease, attempt{others: search.Waiting() > 0, searched: tried > 0 || search.Waiting() > 0}, use); err == nil {
+				i.keepLease(lease)
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		i.model.Wait(progress.Config, "another DHCP server's answer")
+		i.model.Warn(progress.Config, fmt.Sprintf("the lease that %s offers is of no use: %s", offer.Server, oneLine(err)))
+		search.Failed(offer, fmt.Errorf("through %s: %w", offer, err), mayWorkLater(err))
+	}
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// mayWorkLater is true of a lease that could not be had, and of servers that
+// were silent: what a server has said, it will say again.
+func mayWorkLater(err error) bool {
+	code := progress.Code(err)
+	return code == "NET-003" || code == fetch.CodeNoAnswer
+}
+
+// tryLease uses a lease, and takes it back where that comes to nothing.
+func (i *installation) tryLease(ctx context.Context, lease dhcp.Lease, attempt attempt, use func(context.Context, attempt) error) error {
+	err := i.useLease(ctx, lease)
+	if err == nil {
+		if err = use(ctx, attempt); err == nil {
+			return nil
+		}
+	}
+	i.lease, i.nic = nil, netconfig.NIC{}
+	if leaving := link.Flush(lease.Interface); leaving != nil {
+		err = errors.Join(err, leaving)
+	}
+	dhcp.Release(lease)
+	return err
+}
+
+// checkSource says whether a configuration that came through one of several
+// leases is this machine's, and from whom it should be: it names a NIC of this
+// machine, and an image server that can be reached and, where the boot medium
+// has a CA, is the site's. Whoever answered first may not be the one who should
+// have.
+func (i *installation) checkSource(ctx context.Context, attempt attempt) error {
+	if !attempt.searched {
+		return nil // it has no rival; later phases say what is wrong with it
+	}
+	nics, err := link.List(i.env.sys)
+	if err != nil {
+		return err
+	}
+	if err := namesThisMachine(i.config.Network, nics); err != nil {
+		return err
+	}
+	return i.connect(ctx, progress.Config)
+}
+
+// namesThisMachine is nil where no entry, or one at least, has the MAC address
+// of a NIC.
+func namesThisMachine(spec netconfig.Spec, nics []netconfig.NIC) error {
+	var named []string
+	for _, entry := range spec.Entries {
+		if entry.MAC.IsZero() {
+			continue
+		}
+		if slices.ContainsFunc(nics, func(nic netconfig.NIC) bool { return nic.MAC == entry.MAC || nic.PermanentMAC == entry.MAC }) {
+			return nil
+		}
+		named = append(named, entry.MAC.String())
+	}
+	if len(named) == 0 {
+		return nil
+	}
+	return netconfig.NewError("CNF-001", "the configuration is another machine's: it names %s, which is no NIC of this one", strings.Join(named, ", "))
+}
+
+// leaseAndConfigure asks for a lease and uses it until the installation ends.
+func (i *installation) leaseAndConfigure(ctx context.Context) error {
+	return i.configure(ctx, func(context.Context, attempt) error { return nil })
+}
+
+// useNetworkAsItIs takes the first NIC with a link for the machine's name at
+// the configuration server.
+func (i *installation) useNetworkAsItIs() error {
+	i.model.Log(progress.Config, "this system runs from a disk: its network is used as it is, no DHCP lease is asked for")
+	nics, err := link.List(i.env.sys)
+	if err != nil {
+		return err
+	}
+	for _, nic := range nics {
+		if nic.Carrier {
+			i.nic = nic
+			return nil
+		}
+	}
+	return nil
+}
+
+// linked are the NICs with a link, now.
+func (i *installation) linked() ([]dhcp.Asked, error) {
+	nics, err := link.List(i.env.sys)
+	return dhcp.Both(link.Linked(nics)), err
+}
+
+// askForLease asks on every NIC with a link at once, and changes nothing.
+func (i *installation) askForLease(ctx context.Context) (dhcp.Lease, error) {
+	asked, err := i.linked()
+	if err != nil {
+		return dhcp.Lease{}, err
+	}
+	return i.acquire(ctx, asked)
+}
+
+func (i *installation) acquire(ctx context.Context, asked []dhcp.Asked) (dhcp.Lease, error) {
+	var names []string
+	for _, one := range asked {
+		names = append(names, one.Interface)
+	}
+	i.model.Logf(progress.Config, "asking for a lease on %s", strings.Join(names, ", "))
+	i.model.Wait(progress.Config, "a DHCP server's answer")
+	defer i.model.Wait(progress.Config, "")
+	return dhcp.Acquire(ctx, asked, i.dhcpOptions())
+}
+
+func (i *installation) dhcpOptions() dhcp.Options {
+	return dhcp.Options{
+		Prefer: bootInterface(i.opt.kernel),
+		Report: func(text string) { i.model.Log(progress.Config, text) },
+	}
+}
+
+// bootInterface is the MAC address in BOOTIF=01-aa-bb-…, which PXELINUX and
+// iPXE hand over; zero where it is not there. The first byte is the hardware
+// type (RFC 1700: 1 is Ethernet).
+func bootInterface(kernel kernelArguments) netconfig.MAC {
+	_, address, _ := strings.Cut(kernel.value("BOOTIF"), "-")
+	mac, err := netconfig.ParseMAC(address)
+	if err != nil {
+		return netconfig.MAC{}
+	}
+	return mac
+}
+
+// useLease gives the interface its address, the installer its name servers and,
+// where there is a time server, its time.
+func (i *installation) useLease(ctx context.Context, lease dhcp.Lease) error {
+	if err := link.Configure(lease); err != nil {
+		return err
+	}
+	if err := i.rememberLease(lease); err != nil {
+		return err
+	}
+	i.askTime(ctx, lease.NTP)
+	return nil
+}
+
+// rememberLease is useLease for addresses that the interface has already.
+func (i *installation) rememberLease(lease dhcp.Lease) error {
+	if data := link.ResolvConf(lease); data != nil {
+		if err := os.WriteFile("/etc/resolv.conf", data, 0o644); err != nil {
+			return fmt.Errorf("writing /etc/resolv.conf: %w", err)
+		}
+	}
+	short := lease
+	short.Summary = "" // it has many lines
+	i.debugf(progress.Config, "lease: %+v", short)
+	i.lease, i.nic = &lease, netconfig.NIC{Name: lease.Interface, MAC: lease.MAC}
+	page := net.JoinHostPort(lease.Address.Addr().String(), fmt.Sprint(i.opt.port))
+	i.model.Logf(progress.Config, "%s has the address %s; the status page is http://%s/", lease.Interface, lease.Address, page)
+	return nil
+}
+
+// keepLease renews the lease until the installation ends.
+func (i *installation) keepLease(lease dhcp.Lease) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- dhcp.Keep(ctx, lease, i.dhcpOptions(), func(renewed dhcp.Lease) error { return link.Configure(renewed) })
+	}()
+	i.opened.push("the DHCP lease", func() error {
+		cancel()
+		return <-done
+	})
+}
+
+// useConfiguredAddress gives the machine the address that config.json has for
+// it, where no lease was asked for and no address is there yet; what the kernel
+// command line asks for goes before it. A configuration without an address that
+// came on a volume asks for a lease, first on the NIC that it names.
+func (i *installation) useConfiguredAddress(ctx context.Context) error {
+	if !i.env.inMemory {
+		return i.useNetworkAsItIs()
+	}
+	if asked, err := i.useCommandLine(ctx); asked || err != nil {
+		return err
+	}
+	nics, err := link.List(i.env.sys)
+	if err != nil {
+		return err
+	}
+	resolved, err := netconfig.Resolve(i.config.Network, nics)
+	if err != nil {
+		return err
+	}
+	for _, wanted := range resolved.Interfaces {
+		if len(wanted.Addresses) == 0 {
+			continue
+		}
+		return i.useConfigured(ctx, resolved, wanted)
+	}
+	if i.configDir == i.opt.tftpDirectory && !i.asksForLease() {
+		i.model.Log(progress.Config, "config.json names no address for an interface of this machine: the network is used as it is")
+		return nil
+	}
+	options := i.dhcpOptions()
+	for _, entry := range i.config.Network.Entries {
+		if options.Prefer.IsZero() {
+			options.Prefer = entry.MAC
+		}
+	}
+	return i.search(ctx, options, func(context.Context, attempt) error { return nil })
+}
+
+// asksForLease says that the kernel command line wants a lease on any NIC.
+func (i *installation) asksForLease() bool {
+	network, err := i.commandLineNetwork()
+	return err == nil && network.Everywhere // what is wrong with it was reported
+}
+
+// useConfigured gives an interface of the new system to the installer: a NIC
+// gets its address; a bond or a VLAN is made as it will be, with all below it,
+// but no bridge, for which the installer has no guests.
+func (i *installation) useConfigured(ctx context.Context, all netconfig.Config, wanted netconfig.Interface) error {
+	below := netconfig.Config{DNS: all.DNS, Search: all.Search, Interfaces: beneath(all, wanted)}
+	if len(below.Interfaces) > 1 {
+		if err := link.Make(below); err != nil {
+			return err
+		}
+		lease, _ := staticLease(below)
+		if err := i.rememberLease(lease); err != nil {
+			return err
+		}
+		return i.nameMachine(below)
+	}
+	name := below.Interfaces[0].NIC
+	lease := dhcp.Lease{
+		Interface: name, MAC: wanted.MAC, Address: wanted.Addresses[0], MTU: wanted.MTU,
+		DNS: wanted.DNS, Search: wanted.Search, Duration: dhcp.Infinite,
+	}
+	if wanted.Gateway.IsValid() {
+		lease.Routes = []dhcp.Route{{To: everywhere(wanted.Gateway), Via: wanted.Gateway}}
+	}
+	return i.useLease(ctx, lease)
+}
+
+// beneath is what an interface is made of, in the order of making, with itself
+// last. A bridge is left out: what it would have lies on its port. The names
+// are the installer's own.
+func beneath(all netconfig.Config, top netconfig.Interface) []netconfig.Interface {
+	find := func(name string) netconfig.Interface {
+		n := slices.IndexFunc(all.Interfaces, func(one netconfig.Interface) bool { return one.Name == name })
+		return all.Interfaces[n] // Resolve names nothing that is not there
+	}
+	if top.Kind == netconfig.Bridge {
+		port := find(top.Ports[0])
+		port.Addresses, port.Gateway, port.Routes, port.DNS, port.Search = top.Addresses, top.Gateway, top.Routes, top.DNS, top.Search
+		top = port
+	}
+	top.Master = ""
+	var out []netconfig.Interface
+	switch top.Kind {
+	case netconfig.Ethernet:
+		top.Name, top.PermanentMAC, top.MAC = top.NIC, netconfig.MAC{}, netconfig.MAC{}
+	case netconfig.VLAN:
+		parent := find(top.Parent)
+		parent.Addresses, parent.Gateway, parent.Routes = nil, netip.Addr{}, nil
+		out = beneath(all, parent)
+		top.Parent = out[len(out)-1].Name
+	case netconfig.Bond:
+		ports := top.Ports
+		top.Ports = nil
+		for _, name := range ports {
+			port := beneath(all, find(name))[0]
+			port.Master = top.Name
+			out = append(out, port)
+			top.Ports = append(top.Ports, port.Name)
+		}
+	}
+	return append(out, top)
+}

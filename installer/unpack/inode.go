@@ -223,14 +223,25 @@ type worker struct {
 	buffer []byte
 }
 
-// write makes the entry i and returns how many bytes of content it has.
-func (w *worker) write(ctx context.Context, i int) (uint64, error) {
-	e := w.entries[i]
-	if target, ok := w.content[i]; ok {
+func (u *unpacker) newWorker() *worker {
+	return &worker{unpacker: u, dirs: newDirs(u.top), buffer: make([]byte, bufferBytes)}
+}
+
+// file is the entry i, with the content and attributes of another where it is
+// the first name of an inode on its volume.
+func (u *unpacker) file(i int) image.Entry {
+	e := u.entries[i]
+	if target, ok := u.content[i]; ok {
 		p := e.Path
-		e = w.entries[target]
+		e = u.entries[target]
 		e.Path = p
 	}
+	return e
+}
+
+// write makes the entry i and returns how many bytes of content it has.
+func (w *worker) write(ctx context.Context, i int) (uint64, error) {
+	e := w.file(i)
 	dir, name := split(e.Path)
 	fd, err := w.dirs.open(dir)
 	if err != nil {
@@ -238,7 +249,7 @@ func (w *worker) write(ctx context.Context, i int) (uint64, error) {
 	}
 	switch e.Type {
 	case image.File:
-		return e.Size, w.writeFile(ctx, fd, name, e)
+		return e.Size, w.writeFile(e, func(fd int) error { return w.copyContent(ctx, fd, e) })
 	case image.Symlink:
 		err = create(fd, name, func() error { return unix.Symlinkat(e.Target, fd, name) })
 	case image.CharDevice, image.BlockDevice, image.FIFO, image.Socket:
@@ -271,10 +282,17 @@ func (w *worker) write(ctx context.Context, i int) (uint64, error) {
 	return 0, setTimes(fd, name, e)
 }
 
-func (w *worker) writeFile(ctx context.Context, dir int, name string, e image.Entry) (err error) {
+// writeFile makes a file, lets fill write its content, if it has any, and sets
+// its attributes.
+func (w *worker) writeFile(e image.Entry, fill func(fd int) error) (err error) {
+	dir, name := split(e.Path)
+	in, err := w.dirs.open(dir)
+	if err != nil {
+		return failed("opening the directory of", e.Path, err)
+	}
 	fd := -1
-	err = create(dir, name, func() (err error) {
-		fd, err = openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	err = create(in, name, func() (err error) {
+		fd, err = openat(in, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		return err
 	})
 	if err != nil {
@@ -286,7 +304,7 @@ func (w *worker) writeFile(ctx context.Context, dir int, name string, e image.En
 		}
 	}()
 	if e.Size > 0 {
-		if err := w.copyContent(ctx, fd, e); err != nil {
+		if err := fill(fd); err != nil {
 			return err
 		}
 	}
@@ -296,25 +314,23 @@ func (w *worker) writeFile(ctx context.Context, dir int, name string, e image.En
 	return setModeXattrsTimes(fd, e)
 }
 
+// copyContent writes the content of e from the objects.
 func (w *worker) copyContent(ctx context.Context, fd int, e image.Entry) error {
 	r, err := w.objects.Open(ctx, e.Digest)
 	if err != nil {
 		return fmt.Errorf("unpacking /%s: %w", e.Path, err)
 	}
 	defer r.Close() // only read from
-	var at int64
-	hole := false
+	return w.copyFrom(ctx, fd, e, r)
+}
+
+// copyFrom writes what r gives, which verifies it.
+func (w *worker) copyFrom(ctx context.Context, fd int, e image.Entry, r io.Reader) error {
+	out := &content{fd: fd}
 	for {
 		n, err := io.ReadFull(r, w.buffer)
-		for rest := w.buffer[:n]; len(rest) > 0; {
-			block := rest[:min(holeBytes, len(rest))]
-			rest = rest[len(block):]
-			if hole = isZero(block); !hole {
-				if err := writeAt(fd, block, at); err != nil {
-					return failed("writing", e.Path, err)
-				}
-			}
-			at += int64(len(block))
+		if err := out.write(w.buffer[:n]); err != nil {
+			return failed("writing", e.Path, err)
 		}
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			break
@@ -326,13 +342,41 @@ func (w *worker) copyContent(ctx context.Context, fd int, e image.Entry) error {
 			return context.Cause(ctx)
 		}
 	}
-	if uint64(at) != e.Size {
-		return &Error{CodeContent, fmt.Errorf("unpacking /%s: its object has %d bytes, the manifest says %d", e.Path, at, e.Size)}
-	}
-	if hole {
-		if err := unix.Ftruncate(fd, at); err != nil {
-			return failed("writing", e.Path, err)
+	return out.finish(e)
+}
+
+// content writes the bytes of a file in order, without long runs of zeros.
+type content struct {
+	fd   int
+	at   int64
+	hole bool // at the end
+}
+
+// write takes the next bytes. All but the last ones are a multiple of holeBytes.
+func (c *content) write(data []byte) error {
+	for len(data) > 0 {
+		block := data[:min(holeBytes, len(data))]
+		data = data[len(block):]
+		if c.hole = isZero(block); !c.hole {
+			if err := writeAt(c.fd, block, c.at); err != nil {
+				return err
+			}
 		}
+		c.at += int64(len(block))
+	}
+	return nil
+}
+
+// finish gives the file its length.
+func (c *content) finish(e image.Entry) error {
+	if uint64(c.at) != e.Size {
+		return &Error{CodeContent, fmt.Errorf("unpacking /%s: its object has %d bytes, the manifest says %d", e.Path, c.at, e.Size)}
+	}
+	if !c.hole {
+		return nil
+	}
+	if err := unix.Ftruncate(c.fd, c.at); err != nil {
+		return failed("writing", e.Path, err)
 	}
 	return nil
 }

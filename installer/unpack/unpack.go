@@ -79,12 +79,16 @@ const (
 //
 // The file-system of "/" must be mounted when root is opened.
 func Run(ctx context.Context, objects object.Getter, root *os.Root, m *image.Manifest, o Options) error {
+	return (&unpacker{objects: objects}).run(ctx, root, m, o)
+}
+
+func (u *unpacker) run(ctx context.Context, root *os.Root, m *image.Manifest, o Options) error {
 	top, err := root.Open(".")
 	if err != nil {
 		return fmt.Errorf("opening the directory to unpack into: %w", err)
 	}
 	defer top.Close() // a directory: nothing is lost
-	u := &unpacker{objects: objects, top: int(top.Fd()), entries: m.Entries, options: o}
+	u.top, u.entries, u.options = int(top.Fd()), m.Entries, o
 	volumes, err := u.divide()
 	if err != nil {
 		return err
@@ -97,10 +101,18 @@ func Run(ctx context.Context, objects object.Getter, root *os.Root, m *image.Man
 			u.total += e.Size
 		}
 	}
+	for _, target := range u.content {
+		u.total += u.entries[target].Size
+	}
 	u.report(0)
 
 	// Directories and files, volume by volume as they are mounted.
 	group, working := errgroup.WithContext(ctx)
+	if u.bring != nil {
+		w := u.newWriter(m, volumes)
+		defer w.close()
+		group.Go(func() error { return w.bringAll(working) })
+	}
 	chunks := make(chan []int)
 	var feeders sync.WaitGroup
 	for _, v := range volumes {
@@ -155,8 +167,10 @@ type volume struct {
 }
 
 type unpacker struct {
-	objects object.Getter
-	top     int // directory descriptor
+	objects object.Getter // Run: all content is there
+	bring   Bring         // Stream: it is on its way
+	made    chan *volume  // Stream: whose directories are there
+	top     int           // directory descriptor
 	entries []image.Entry
 	options Options
 
@@ -262,6 +276,9 @@ func (u *unpacker) feed(ctx context.Context, v *volume, chunks chan<- []int) err
 			return err
 		}
 	}
+	if u.made != nil {
+		u.made <- v // there is room for each
+	}
 	for chunk := range slices.Chunk(v.files, chunkEntries) {
 		select {
 		case <-ctx.Done():
@@ -273,7 +290,7 @@ func (u *unpacker) feed(ctx context.Context, v *volume, chunks chan<- []int) err
 }
 
 func (u *unpacker) work(ctx context.Context, chunks <-chan []int) error {
-	w := &worker{unpacker: u, dirs: newDirs(u.top), buffer: make([]byte, bufferBytes)}
+	w := u.newWorker()
 	defer w.dirs.close()
 	for {
 		select {

@@ -1,218 +1,38 @@
 package readonly
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
-	"strconv"
 	"strings"
 
+	"github.com/firstlight/firstlight/storage/lvm"
 	"github.com/firstlight/firstlight/storage/tool"
 )
 
-// LVM's metadata are text in each physical volume (lvm2: lib/format_text). We
-// read them ourselves: lvm2 would bring 4 MB, and its own ideas of locks,
-// archives and repairs, for what is in the end a list of extents.
-
 const (
-	mostLVMBytes = 16 << 20 // of text; a large group has some hundred KiB
-	mostNesting  = 8        // of braces, and of volumes in volumes
-	sector       = 512      // LVM counts in these, whatever the disk's are
+	sector      = 512 // LVM counts in these, whatever the disk's are
+	mostNesting = 8   // of volumes in volumes
 )
 
-// node is a section of LVM's text: its values are string, int64, []any and
-// node.
-type node map[string]any
-
-func (n node) child(name string) node { c, _ := n[name].(node); return c }
-func (n node) text(name string) string {
-	s, _ := n[name].(string)
-	return s
-}
-
-// number is a value that must be there and not be negative.
-func (n node) number(name string) (uint64, error) {
-	v, ok := n[name].(int64)
-	if !ok || v < 0 {
-		return 0, fmt.Errorf("LVM metadata: no %s", name)
-	}
-	return uint64(v), nil
-}
-
-// readLVM returns the description that a physical volume holds; "" when it holds
-// none, as not every one must.
-func readLVM(r region) (string, error) {
-	head, err := r.read(0, 4*sector)
+// lvmText is the description that the physical volume r holds.
+func (r region) lvmText() (string, error) {
+	f, err := os.Open(r.path)
 	if err != nil {
 		return "", err
 	}
-	for at := 0; at < len(head); at += sector {
-		label := head[at : at+sector] // struct label_header, then pv_header
-		if string(label[:8]) != "LABELONE" {
-			continue
-		}
-		header := le.Uint32(label[20:])
-		if header > sector-40 {
-			return "", errors.New("LVM label: the header lies outside of it")
-		}
-		list := label[header+40:] // disk_locn: data areas, 0 0, metadata areas, 0 0
-		areas := false
-		for ; len(list) >= 16; list = list[16:] {
-			offset, size := le.Uint64(list), le.Uint64(list[8:])
-			switch {
-			case offset == 0 && areas:
-				return "", nil
-			case offset == 0:
-				areas = true
-			case areas:
-				return readMetadata(r, offset, size)
-			}
-		}
-	}
-	return "", nil
-}
-
-// readMetadata reads the text of a metadata area, a ring behind a header of one
-// sector (struct mda_header).
-func readMetadata(r region, offset, size uint64) (string, error) {
-	head, err := r.read(offset, sector)
-	if err != nil {
-		return "", err
-	}
-	if string(head[4:20]) != " LVM2 x[5A%r0N*>" {
-		return "", errors.New("LVM metadata: no header")
-	}
-	at, length := le.Uint64(head[40:]), le.Uint64(head[48:])
-	if at == 0 {
-		return "", nil
-	}
-	if size < sector || size > r.size || at < sector || at >= size || length > min(size-sector, mostLVMBytes) {
-		return "", errors.New("LVM metadata: the text lies outside of its area")
-	}
-	first := min(length, size-at)
-	text, err := r.read(offset+at, first)
-	if err != nil {
-		return "", err
-	}
-	rest, err := r.read(offset+sector, length-first)
-	if err != nil {
-		return "", err
-	}
-	return string(bytes.TrimRight(append(text, rest...), "\x00")), nil
-}
-
-// parser reads the text of lvm.conf(5).
-type parser struct {
-	left string
-}
-
-func parseLVM(text string) (node, error) {
-	p := &parser{left: text}
-	return p.section(0)
-}
-
-// next is the next token: punctuation, a quoted string with its quotes, or a
-// word; "" at the end.
-func (p *parser) next() string {
-	for {
-		p.left = strings.TrimLeft(p.left, " \t\r\n")
-		if !strings.HasPrefix(p.left, "#") {
-			break
-		}
-		_, p.left, _ = strings.Cut(p.left, "\n")
-	}
-	if p.left == "" {
-		return ""
-	}
-	n := 1
-	switch c := p.left[0]; {
-	case c == '"':
-		for n < len(p.left) && p.left[n] != '"' {
-			if p.left[n] == '\\' {
-				n++
-			}
-			n++
-		}
-		n = min(n+1, len(p.left))
-	case strings.IndexByte("{}[]=,", c) >= 0:
-	default:
-		for n < len(p.left) && strings.IndexByte("{}[]=,\"# \t\r\n", p.left[n]) < 0 {
-			n++
-		}
-	}
-	token := p.left[:n]
-	p.left = p.left[n:]
-	return token
-}
-
-func (p *parser) section(depth int) (node, error) {
-	if depth > mostNesting {
-		return nil, errors.New("LVM metadata: too deep")
-	}
-	n := node{}
-	for {
-		name := p.next()
-		if name == "" && depth == 0 || name == "}" && depth > 0 {
-			return n, nil
-		}
-		if name == "" || strings.ContainsAny(name, "{}[]=,") {
-			return nil, fmt.Errorf("LVM metadata: %q where a name should be", name)
-		}
-		var value any
-		var err error
-		switch token := p.next(); token {
-		case "{":
-			value, err = p.section(depth + 1)
-		case "=":
-			value, err = p.value(p.next())
-		default:
-			err = fmt.Errorf("LVM metadata: %q after %s", token, name)
-		}
-		if err != nil {
-			return nil, err
-		}
-		n[strings.Trim(name, `"`)] = value
-	}
-}
-
-func (p *parser) value(token string) (any, error) {
-	switch {
-	case token == "[":
-		list := []any{}
-		for {
-			switch token := p.next(); token {
-			case "]":
-				return list, nil
-			case ",":
-			case "[":
-				return nil, errors.New("LVM metadata: a list in a list")
-			default:
-				v, err := p.value(token)
-				if err != nil {
-					return nil, err
-				}
-				list = append(list, v)
-			}
-		}
-	case len(token) >= 2 && token[0] == '"' && token[len(token)-1] == '"':
-		return strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(token[1 : len(token)-1]), nil
-	case token == "", strings.ContainsAny(token[:1], `{}]=,"`):
-		return nil, fmt.Errorf("LVM metadata: %q where a value should be", token)
-	}
-	if v, err := strconv.ParseInt(token, 10, 64); err == nil {
-		return v, nil
-	}
-	return token, nil // a float, of which we need none
+	defer f.Close() // only read from
+	return lvm.Text(section{f, r.offset, r.size}, r.size)
 }
 
 // group is a volume group.
 type group struct {
 	name    string
-	extent  uint64 // bytes
-	volumes node   // logical volumes by name
+	extent  uint64   // bytes
+	volumes lvm.Node // logical volumes by name
 	// physical volumes by the name that this text gives them.
 	uuids   map[string]string
 	begin   map[string]uint64 // bytes, where the extents begin
@@ -227,28 +47,28 @@ type segment struct {
 }
 
 // newGroup takes a volume group out of a parsed text.
-func newGroup(text node, present map[string]place) (*group, error) {
+func newGroup(text lvm.Node, present map[string]place) (*group, error) {
 	for name, v := range text {
-		vg, ok := v.(node)
+		vg, ok := v.(lvm.Node)
 		if !ok {
 			continue
 		}
-		extent, err := vg.number("extent_size")
+		extent, err := vg.Number("extent_size")
 		if err != nil {
 			return nil, err
 		}
 		if extent == 0 || extent > 1<<40 {
 			return nil, errors.New("LVM metadata: no extents")
 		}
-		g := &group{name: name, extent: extent * sector, volumes: vg.child("logical_volumes"),
+		g := &group{name: name, extent: extent * sector, volumes: vg.Child("logical_volumes"),
 			uuids: map[string]string{}, begin: map[string]uint64{}, present: present}
-		for name, v := range vg.child("physical_volumes") {
-			pv, _ := v.(node)
-			begin, err := pv.number("pe_start")
+		for name, v := range vg.Child("physical_volumes") {
+			pv, _ := v.(lvm.Node)
+			begin, err := pv.Number("pe_start")
 			if err != nil {
 				return nil, err
 			}
-			g.uuids[name], g.begin[name] = pv.text("id"), begin*sector
+			g.uuids[name], g.begin[name] = pv.Text("id"), begin*sector
 		}
 		return g, nil
 	}
@@ -260,21 +80,21 @@ var errAbsent = errors.New("a physical volume is missing")
 
 // segments of a logical volume in order, with no gap.
 func (g *group) segments(name string, depth int) ([]segment, error) {
-	lv := g.volumes.child(name)
+	lv := g.volumes.Child(name)
 	if lv == nil || depth > mostNesting {
 		return nil, fmt.Errorf("LVM metadata: there is no volume %s", name)
 	}
 	type part struct {
 		start uint64
-		node
+		lvm.Node
 	}
 	var parts []part
 	for name, v := range lv {
-		s, ok := v.(node)
+		s, ok := v.(lvm.Node)
 		if !ok || !strings.HasPrefix(name, "segment") {
 			continue
 		}
-		start, err := s.number("start_extent")
+		start, err := s.Number("start_extent")
 		if err != nil {
 			return nil, err
 		}
@@ -284,7 +104,7 @@ func (g *group) segments(name string, depth int) ([]segment, error) {
 	var all []segment
 	var end uint64
 	for _, p := range parts {
-		count, err := p.number("extent_count")
+		count, err := p.Number("extent_count")
 		if err != nil {
 			return nil, err
 		}
@@ -292,7 +112,7 @@ func (g *group) segments(name string, depth int) ([]segment, error) {
 			return nil, errors.New("LVM metadata: segments that do not fit together")
 		}
 		end += count
-		some, err := g.segment(p.node, count, depth)
+		some, err := g.segment(p.Node, count, depth)
 		if err != nil {
 			return nil, err
 		}
@@ -304,10 +124,10 @@ func (g *group) segments(name string, depth int) ([]segment, error) {
 	return all, nil
 }
 
-func (g *group) segment(s node, count uint64, depth int) ([]segment, error) {
+func (g *group) segment(s lvm.Node, count uint64, depth int) ([]segment, error) {
 	// Of a mirror any leg will do, of a cached volume what lies behind the
 	// cache: what is read is verified anyway.
-	switch kind := s.text("type"); kind {
+	switch kind := s.Text("type"); kind {
 	case "striped", "linear":
 		return g.striped(s, count)
 	case "raid1", "mirror":
@@ -328,13 +148,13 @@ func (g *group) segment(s node, count uint64, depth int) ([]segment, error) {
 		}
 		return nil, err
 	case "cache", "writecache":
-		return g.segments(s.text("origin"), depth+1)
+		return g.segments(s.Text("origin"), depth+1)
 	default:
 		return nil, fmt.Errorf("LVM volumes of type %s are not read", kind)
 	}
 }
 
-func (g *group) striped(s node, count uint64) ([]segment, error) {
+func (g *group) striped(s lvm.Node, count uint64) ([]segment, error) {
 	stripes, _ := s["stripes"].([]any)
 	n := uint64(len(stripes) / 2)
 	if n == 0 || len(stripes)%2 != 0 || count%n != 0 {
@@ -342,7 +162,7 @@ func (g *group) striped(s node, count uint64) ([]segment, error) {
 	}
 	out := segment{size: count * g.extent}
 	if n > 1 {
-		size, err := s.number("stripe_size")
+		size, err := s.Number("stripe_size")
 		if err != nil || size == 0 {
 			return nil, errors.New("LVM metadata: stripes without a size")
 		}
@@ -370,13 +190,13 @@ func (g *group) striped(s node, count uint64) ([]segment, error) {
 
 // mapVolumes looks into the logical volumes whose physical volumes are here.
 func (a *Attached) mapVolumes(ctx context.Context, partial bool) (any bool) {
-	newest := map[string]node{} // by the group's UUID
+	newest := map[string]lvm.Node{} // by the group's UUID
 	for _, id := range sorted(a.volumes) {
 		pv := a.volumes[id]
-		text, err := readLVM(pv.region)
-		var parsed node
+		text, err := pv.region.lvmText()
+		var parsed lvm.Node
 		if err == nil {
-			parsed, err = parseLVM(text)
+			parsed, err = lvm.Parse(text)
 		}
 		if err != nil {
 			if partial {
@@ -386,8 +206,8 @@ func (a *Attached) mapVolumes(ctx context.Context, partial bool) (any bool) {
 			continue
 		}
 		for _, v := range parsed {
-			if vg, ok := v.(node); ok {
-				id := vg.text("id")
+			if vg, ok := v.(lvm.Node); ok {
+				id := vg.Text("id")
 				if old := newest[id]; old == nil || sequence(parsed) > sequence(old) {
 					newest[id] = parsed
 				}
@@ -410,9 +230,9 @@ func (a *Attached) mapVolumes(ctx context.Context, partial bool) (any bool) {
 	return any
 }
 
-func sequence(text node) int64 {
+func sequence(text lvm.Node) int64 {
 	for _, v := range text {
-		if vg, ok := v.(node); ok {
+		if vg, ok := v.(lvm.Node); ok {
 			n, _ := vg["seqno"].(int64)
 			return n
 		}
@@ -421,9 +241,9 @@ func sequence(text node) int64 {
 }
 
 func (a *Attached) mapVolume(ctx context.Context, g *group, name string, partial bool) bool {
-	lv := g.volumes.child(name)
+	lv := g.volumes.Child(name)
 	status, _ := lv["status"].([]any)
-	id := lv.text("id")
+	id := lv.Text("id")
 	if a.mapped[id] || !slices.Contains(status, any("VISIBLE")) {
 		return false // the parts of a mirror, a pool, …
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/block"
+	"github.com/firstlight/firstlight/storage/lvm"
 	"github.com/firstlight/firstlight/storage/signature"
 	"github.com/firstlight/firstlight/storage/tool"
 )
@@ -368,7 +369,7 @@ func TestLVM(t *testing.T) {
 // Volumes in several pieces, in stripes, mirrored and cached become tables; what
 // is not known is named.
 func TestLVMSegments(t *testing.T) {
-	text, err := parseLVM(`# made by hand after lvm.conf(5)
+	text, err := lvm.Parse(`# made by hand after lvm.conf(5)
 vg {
 	id = "G" seqno = 7 extent_size = 8 # 4 KiB
 	physical_volumes {
@@ -397,7 +398,7 @@ creation_host = "old \"name\""
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := text.text("creation_host"); got != `old "name"` {
+	if got := text.Text("creation_host"); got != `old "name"` {
 		t.Errorf("host %q", got)
 	}
 	present := map[string]place{
@@ -634,7 +635,7 @@ func FuzzLVM(f *testing.F) {
 	f.Add("vg { id = \"G\" seqno = 1 extent_size = 8 physical_volumes { p { id = \"A\" pe_start = 1 } } logical_volumes { l { status = [\"VISIBLE\"] segment1 { start_extent = 0 extent_count = 1 type = \"striped\" stripes = [\"p\", 0] } } } }")
 	f.Add("a { b = [1, \"c\", d] # e\n}")
 	f.Fuzz(func(t *testing.T, text string) {
-		parsed, err := parseLVM(text)
+		parsed, err := lvm.Parse(text)
 		if err != nil {
 			return
 		}

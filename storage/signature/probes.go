@@ -5,17 +5,21 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"strings"
 
 	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/lvm"
 )
 
 // probes in the order in which their findings are reported. Each reports what it
 // recognises and adds the places that lie beyond the edges of the area.
-var probes = [...]func(area){
-	luks, lvm, md, firmwareRAID, zfs, bluestore, swap,
-	ext, xfs, btrfs, microsoft, fat, iso9660, others,
+func probes() []func(area) {
+	return []func(area){
+		luks, physicalVolume, md, firmwareRAID, zfs, bluestore, swap,
+		ext, xfs, btrfs, microsoft, fat, iso9660, others,
+	}
 }
 
 // ext: fs/ext4/ext4.h, struct ext4_super_block at 1024.
@@ -224,8 +228,10 @@ func (a area) luksData(at, headerSize uint64) uint64 {
 	return least
 }
 
-// lvm: the label is in one of the first four sectors.
-func lvm(a area) {
+// physicalVolume is one of LVM: its label is in one of the first four sectors.
+// Where logical volumes begin on it, something may lie in them that is older than
+// they are or that comes to light again when they are made anew.
+func physicalVolume(a area) {
 	for at := uint64(0); at < 4*512; at += 512 {
 		b := a.bytes(at, 512)
 		if b == nil || string(b[:8]) != "LABELONE" || string(b[24:32]) != "LVM2 001" {
@@ -235,7 +241,19 @@ func lvm(a area) {
 		if len(id) == 32 {
 			id = strings.Join([]string{id[:6], id[6:10], id[10:14], id[14:18], id[18:22], id[22:26], id[26:]}, "-")
 		}
-		a.found(storage.Content{Kind: "lvm", UUID: id})
+		// A volume of which the metadata are damaged is one all the same.
+		metadata, _ := lvm.Text(io.NewSectionReader(a.r, int64(a.offset), int64(a.size)), a.size)
+		group, volumes, _ := lvm.Volumes(metadata, id)
+		a.found(storage.Content{Kind: "lvm", Label: printable(group), UUID: id})
+		for _, v := range volumes {
+			a.contents = append(a.contents, storage.Content{
+				Where: a.where, Kind: "lv", Label: printable(group + "/" + v.Name), UUID: v.UUID,
+				Offset: a.offset, Size: v.Size,
+			})
+			if v.Here && v.Begin < a.size {
+				a.within(v.Begin, min(v.Size, a.size-v.Begin))
+			}
+		}
 		return
 	}
 }
@@ -252,6 +270,7 @@ func md(a area) {
 		if b != nil && le.Uint32(b) == 0xa92b4efc && le.Uint32(b[4:]) == 1 {
 			a.erase(at, 4096)
 			a.found(storage.Content{Kind: "md", Label: text(b[32:64]), UUID: uuid(b[16:])})
+			a.member(le.Uint64(b[128:]), le.Uint64(b[136:]))
 			return
 		}
 	}
@@ -267,8 +286,28 @@ func md(a area) {
 		return
 	}
 	a.erase(at, 4096)
+	// What lies in a RAID 1 of that format begins where the disk does.
 	id := append(append([]byte(nil), b[20:24]...), b[52:64]...)
 	a.found(storage.Content{Kind: "md", UUID: uuid(id)})
+}
+
+// member looks into the data of a member of a RAID, given in sectors of 512
+// bytes. In a mirror, what begins there is what lies in the RAID; in a stripe, a
+// part of it is, and key slots of LUKS can be in any of them.
+func (a area) member(first, sectors uint64) {
+	const keys = 32 << 20
+	if first >= a.size/512 {
+		return
+	}
+	begin := first * 512
+	size := a.size - begin
+	if sectors < size/512 {
+		size = sectors * 512
+	}
+	a.within(begin, size)
+	if first > 0 { // the beginning of the area is looked at by itself
+		a.erase(begin, min(keys, size))
+	}
 }
 
 // firmwareRAID keeps its records in the last sectors: Intel's in the last but
@@ -300,10 +339,46 @@ func zfs(a area) {
 			if magic != 0x00bab10c && magic != 0x0cb1ba0000000000 {
 				continue
 			}
-			a.found(storage.Content{Kind: "zfs"})
+			pool, id := a.zfsPool(at)
+			a.found(storage.Content{Kind: "zfs", Label: pool, UUID: id})
 			return
 		}
 	}
+}
+
+// zfsPool reads a pool's name and number from the list of names and values of a
+// label, XDR of RFC 4506: each pair begins with its length and the length of
+// what it is unpacked, then comes the name.
+func (a area) zfsPool(label uint64) (name, id string) {
+	const at, size = 16 << 10, 112 << 10
+	b := a.bytes(label+at, size)
+	if len(b) < 12 {
+		return "", ""
+	}
+	be := binary.BigEndian
+	for b = b[12:]; len(b) >= 12; { // encoding and byte order; version and flags
+		length := be.Uint32(b)
+		if length < 24 || uint64(length) > uint64(len(b)) {
+			return name, id
+		}
+		pair := b[8:length]
+		b = b[length:]
+		n := int(be.Uint32(pair))
+		padded := (n + 3) &^ 3
+		if n < 0 || padded+12 > len(pair)-4 {
+			return name, id
+		}
+		key, kind, value := string(pair[4:4+n]), be.Uint32(pair[4+padded:]), pair[12+padded:]
+		switch {
+		case key == "name" && kind == 9 && len(value) >= 4: // a text
+			if n := int(be.Uint32(value)); n >= 0 && n <= len(value)-4 {
+				name = printable(string(value[4 : 4+n]))
+			}
+		case key == "pool_guid" && kind == 8 && len(value) >= 8: // a number of 64 bits
+			id = fmt.Sprint(be.Uint64(value))
+		}
+	}
+	return name, id
 }
 
 // bluestore: Ceph writes a readable first line.
@@ -314,6 +389,12 @@ func bluestore(a area) {
 		return
 	}
 	a.found(storage.Content{Kind: "bluestore", UUID: text(b[len(line) : len(line)+36])})
+	// Newer releases keep copies (src/os/bluestore, BDEV_LABEL_POSITIONS).
+	for _, gib := range []uint64{1, 10, 100, 1000} {
+		if a.has(gib<<30, line) {
+			a.erase(gib<<30, 4096)
+		}
+	}
 }
 
 // iso9660: ECMA-119, the primary volume descriptor in sector 16.

@@ -111,6 +111,7 @@ type scan struct {
 	sector   uint64 // bytes, of the device
 	contents []storage.Content
 	places   []Range
+	nested   int // within how many RAIDs and logical volumes
 	err      error
 }
 
@@ -160,6 +161,19 @@ func (a area) found(c storage.Content) {
 	a.contents = append(a.contents, c)
 }
 
+// within looks into what lies stacked on a part of the area: a logical volume, the
+// data of a RAID. It adds its places; its contents are those of the stack, which
+// is not taken apart here.
+func (a area) within(at, size uint64) {
+	if a.err != nil || a.nested >= depth {
+		return
+	}
+	inner := scan{r: a.r, sector: a.sector, nested: a.nested + 1}
+	inner.region(a.where, a.offset+at, size, 0)
+	a.places = append(a.places, inner.places...)
+	a.err = inner.err
+}
+
 // region looks at one disk or partition.
 func (s *scan) region(where string, offset, size uint64, level int) {
 	if s.err != nil || size == 0 {
@@ -169,7 +183,7 @@ func (s *scan) region(where string, offset, size uint64, level int) {
 	a.erase(0, edge)
 	a.erase(size-min(edge, size), edge)
 	n := len(s.contents)
-	for _, probe := range probes {
+	for _, probe := range probes() {
 		probe(a)
 	}
 	if level >= depth {

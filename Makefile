@@ -63,8 +63,13 @@ lint:
 generate: setup
 	hack/generate
 
+# The figures of the README, as a table. BENCH names one part, or several
+# separated by commas.
+BENCH ?=
 bench: setup build initramfs rootfs
-	$(GO) run ./hack/bench
+	@hack/bench/setup
+	@hack/bench/rootfs
+	$(GO) run ./hack/bench -run '$(BENCH)'
 
 clean:
 	rm -rf bin build

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,30 +32,61 @@ func TestVerdict(t *testing.T) {
 		row  row
 		want string
 	}{
-		{row{value: 30, goal: 40, atMost: true}, "at most 40\t0.75 ×\tmet"},
-		{row{value: 50, goal: 40, atMost: true}, "at most 40\t1.25 ×\tMISSED"},
-		{row{value: 600, goal: 300}, "at least 300\t2.00 ×\tmet"},
-		{row{value: 150, goal: 300}, "at least 300\t0.50 ×\tMISSED"},
-		{row{value: 1}, ""},
+		{row{value: 30, bound: 40, unit: "MB"}, "≤ 40 MB met"},
+		{row{value: 50, bound: 40, unit: "MB"}, "≤ 40 MB **missed**"},
+		{row{value: 600, bound: 300, unit: "MB/s", least: true}, "≥ 300 MB/s met"},
+		{row{value: 150, bound: 300, unit: "MB/s", least: true}, "≥ 300 MB/s **missed**"},
+		{row{value: 1}, " "},
 	} {
-		if got := test.row.verdict(); got != test.want {
+		if got := test.row.limit() + " " + test.row.verdict(); got != test.want {
 			t.Errorf("%+v: %q, wanted %q", test.row, got, test.want)
 		}
 	}
 }
 
-func TestMachineRows(t *testing.T) {
+// The ratio is that of what was measured together, not of the two medians; the
+// first of each is for warming up.
+func TestBeside(t *testing.T) {
+	a := []float64{100, 1, 4, 6}
+	b := []float64{1, 2, 4, 3}
+	give := func(all *[]float64) func() (cost, error) {
+		return func() (cost, error) {
+			one := (*all)[0]
+			*all = (*all)[1:]
+			return cost{wall: seconds(one), cpu: seconds(2 * one)}, nil
+		}
+	}
+	p, err := beside(3, give(&a), give(&b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := p.row("this", "that", wallOf, 0.9)
+	want := row{what: "this", ours: "4.00 s, 8.00 CPU-s", beside: "that: 3.00 s, 6.00 CPU-s", value: 1, unit: "×", bound: 0.9}
+	if diff := cmp.Diff(want, r, cmp.AllowUnexported(row{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	var table strings.Builder
+	if err := writeTable(&table, []row{r}); err != nil {
+		t.Fatal(err)
+	}
+	line := "| this | 4.00 s, 8.00 CPU-s | that: 3.00 s, 6.00 CPU-s | 1 × | ≤ 0.9 × | **missed** |\n"
+	if !strings.HasSuffix(table.String(), line) {
+		t.Errorf("%s", table.String())
+	}
+}
+
+func TestDemoRows(t *testing.T) {
 	result := &lab.Result{PeakMemory: 390e6, Took: []lab.Took{{What: "power-on to installer", Time: 20 * time.Second}}}
 	result.Status.Objects = []progress.SourceStatus{{Bytes: 300e6}, {Bytes: 21e6}}
 	var got []string
-	for _, r := range machineRows(result, 150*time.Second) {
-		got = append(got, fmt.Sprintf("%s %g %s %s", r.what, r.value, r.unit, r.verdict()))
+	for _, r := range demoRows(result, 150*time.Second) {
+		got = append(got, fmt.Sprintf("%s: %s %s %s", r.what, r.ours, r.limit(), r.verdict()))
 	}
 	want := []string{
-		"image, unpacked 321 MB ",
-		"peak memory of the installer's machine 390 MB at most 393\t0.99 ×\tmet",
-		"power-on to installer 20 s ",
-		"from PXE to the second login prompt 150 s at most 300\t0.50 ×\tmet",
+		"the demo's image, unpacked: 321 MB  ",
+		"peak memory of the installer's machine: 390 MB ≤ 393 MB met",
+		"power-on to installer: 20.0 s  ",
+		"from PXE to the second login prompt: 150 s ≤ 300 s met",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -42,11 +42,7 @@ func (r *resolver) lay(index int, d chosenDisk, wanted []wantedPartition) (DiskL
 		p.Bytes = size
 		at += size
 		dl.Partitions = append(dl.Partitions, p)
-		name := p.MountPoint
-		if name == "" {
-			name = strings.TrimPrefix(p.Name, NamePrefix)
-		}
-		parts = append(parts, fmt.Sprintf("%s %s (%s)", name, Bytes(w.least), w.why))
+		parts = append(parts, fmt.Sprintf("%s %s (%s)", volumeName(p), Bytes(w.least), w.why))
 	}
 	if !fit {
 		var needed uint64 = align + MiB // both ends

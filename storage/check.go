@@ -30,6 +30,7 @@ func (s *Spec) check(firmware Firmware) error {
 	for i := range s.Volumes {
 		v := &s.Volumes[i]
 		who := c.mountPoint(v, fmt.Sprintf("volume %d", i+1))
+		c.subvolumes(v, who)
 		c.fileSystem(v, who)
 		c.label(v, who)
 		const most = 1 << 58
@@ -45,6 +46,7 @@ func (s *Spec) check(firmware Firmware) error {
 	}
 	c.basename(s)
 	c.belowVFAT(s)
+	c.stack(s)
 	s.Encryption.check(s.Encrypt, c.wrong)
 	switch missing := s.unmade(); {
 	case missing != nil:
@@ -66,8 +68,6 @@ func (s *Spec) unmade() (fields []string) {
 	}{
 		{"Preserve", s.Preserve != nil},
 		{"Erase", s.Erase != "" && s.Erase != EraseMetadata},
-		{"Mirror", s.Mirror},
-		{"Firmware", s.Firmware != ""},
 	} {
 		if f.set {
 			fields = append(fields, f.name)
@@ -83,6 +83,8 @@ func (c *specCheck) mountPoint(v *VolumeSpec, who string) string {
 		v.MountPoint = strings.TrimSuffix(v.MountPoint, "/")
 	}
 	switch {
+	case v.FileSystem == Swap:
+		return c.swap(v, who)
 	case v.MountPoint == "":
 		c.wrong("%s has no mount point", who)
 	case !path.IsAbs(v.MountPoint):
@@ -120,7 +122,7 @@ func (c *specCheck) fileSystem(v *VolumeSpec, who string) {
 		} else if v.ReservedBlocksPercentage > 50 {
 			c.wrong("%s: ReservedBlocksPercentage is %d; mke2fs takes at most 50", who, v.ReservedBlocksPercentage)
 		}
-	case VFAT, XFS, Btrfs:
+	case VFAT, XFS, Btrfs, Swap:
 		if v.BytesPerInode != 0 {
 			c.wrong("%s: BytesPerInode is for ext4, not for %s", who, v.FileSystem)
 		}
@@ -134,7 +136,7 @@ func (c *specCheck) fileSystem(v *VolumeSpec, who string) {
 			c.wrong("%s: a root file system cannot be vfat", who)
 		}
 	default:
-		c.unmade = append(c.unmade, fmt.Sprintf("%s: file system %q (known: ext4, vfat, xfs, btrfs)", who, v.FileSystem))
+		c.unmade = append(c.unmade, fmt.Sprintf("%s: file system %q (known: ext4, vfat, xfs, btrfs, swap)", who, v.FileSystem))
 	}
 	if v.MountPoint == ESPMountPoint && v.FileSystem != VFAT && c.firmware != BIOS {
 		c.wrong("%s is the EFI system partition; it must be vfat, not %s", who, v.FileSystem)
@@ -224,6 +226,8 @@ func labelLength(fileSystem string) int {
 		return 11
 	case Btrfs:
 		return 255
+	case Swap:
+		return 15
 	}
 	return 0
 }

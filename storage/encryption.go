@@ -118,7 +118,14 @@ func (r *resolver) luks(mountPoint string) *LUKS {
 
 // Encrypted are the volumes with LUKS, in the order of Mounts.
 func (l Layout) Encrypted() []Volume {
-	return slices.DeleteFunc(l.Mounts(), func(v Volume) bool { return v.Partition.LUKS == nil })
+	volumes := slices.DeleteFunc(l.Volumes(), func(v Volume) bool { return v.Partition.LUKS == nil })
+	slices.SortStableFunc(volumes, func(a, b Volume) int {
+		if a.MountPoint() == "" || b.MountPoint() == "" { // swap comes last
+			return strings.Compare(b.MountPoint(), a.MountPoint())
+		}
+		return slices.Compare(components(a.MountPoint()), components(b.MountPoint()))
+	})
+	return volumes
 }
 
 // Uses says whether a slot of one of the volumes is of that kind.

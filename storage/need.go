@@ -13,8 +13,17 @@ import (
 func (s Spec) Need(files iter.Seq2[string, uint64]) Need {
 	n := Need{BytesBelow: map[string]uint64{}, InodesBelow: map[string]uint64{}}
 	mounted := make(map[string]bool)
+	lies := make(map[string]string) // mount point of a subvolume → that of its volume
 	for _, v := range s.withBoot().Volumes {
+		if v.MountPoint == "" {
+			continue
+		}
 		mounted[path.Clean(v.MountPoint)] = true
+		for _, sub := range v.Subvolumes {
+			if sub.MountPoint != v.MountPoint {
+				lies[sub.MountPoint] = path.Clean(v.MountPoint)
+			}
+		}
 	}
 	if s.ExtraMountPointsBasename != "" {
 		mounted[path.Clean(s.ExtraMountPointsBasename+"0")] = true
@@ -29,6 +38,10 @@ func (s Spec) Need(files iter.Seq2[string, uint64]) Need {
 		for dir := path.Join("/", name); dir != "/"; dir = dir[:max(1, strings.LastIndexByte(dir, '/'))] {
 			if mounted[dir] {
 				volume = dir
+				break
+			}
+			if of, ok := lies[dir]; ok {
+				volume = of
 				break
 			}
 		}

@@ -57,7 +57,6 @@ func TestResolveGolden(t *testing.T) {
 		firmware Firmware
 	}{
 		{"default-8g-512-bios", defaultSpec(), []Disk{disk("vda", 8*GiB, 512)}, nil, BIOS},
-		{"default-8g-4096-bios", defaultSpec(), []Disk{disk("vda", 8*GiB, 4096)}, nil, BIOS},
 		{"default-8g-512-uefi", defaultSpec(), []Disk{disk("vda", 8*GiB, 512)}, nil, UEFI},
 		{"default-1t-512-both", defaultSpec(), []Disk{disk("nvme0n1", 1000204886016, 512)}, nil, Both},
 		{"default-1t-4096-uefi", defaultSpec(), []Disk{disk("nvme0n1", 1000204886016, 4096)}, nil, UEFI},

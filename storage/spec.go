@@ -34,6 +34,11 @@ type Spec struct {
 	// Mirror makes the boot disk a pair: every volume is RAID 1, the EFI system
 	// partition too.
 	Mirror bool `json:"mirror,omitempty"`
+	// VolumeGroup names a volume group of LVM that holds every volume of the boot
+	// disk but /boot and the EFI system partition; empty means none.
+	VolumeGroup string `json:"volumeGroup,omitempty"`
+	// DataRAID makes one array, and one volume, of all data disks.
+	DataRAID RAID `json:"dataRaid,omitempty"`
 	// Firmware is Both for disks that must start under either kind, empty for the
 	// kind that the machine has now.
 	Firmware Firmware `json:"firmware,omitempty"`
@@ -141,11 +146,11 @@ const (
 // VolumeSpec is one wanted file system of the boot disk. Sizes are bytes and
 // minimums.
 type VolumeSpec struct {
-	// FileSystem is ext4, vfat, xfs or btrfs; empty means ext4.
+	// FileSystem is ext4, vfat, xfs, btrfs or swap; empty means ext4.
 	FileSystem string `json:"fileSystem"`
 	// Label of the file system; empty means one made from the mount point.
 	Label string `json:"label,omitempty"`
-	// MountPoint is an absolute, clean path.
+	// MountPoint is an absolute, clean path; empty for swap.
 	MountPoint string `json:"mountPoint"`
 	// MinimumBytes is the least size of the partition.
 	MinimumBytes uint64 `json:"minimumBytes,omitempty"`
@@ -160,4 +165,14 @@ type VolumeSpec struct {
 	// RootUserID and RootGroupID own the top directory of the file system.
 	RootUserID  uint32 `json:"rootUserId,omitempty"`
 	RootGroupID uint32 `json:"rootGroupId,omitempty"`
+	// Subvolumes are for btrfs.
+	Subvolumes []Subvolume `json:"subvolumes,omitempty"`
+}
+
+// Subvolume is a part of a btrfs that is mounted by itself
+// (btrfs-subvolume(8)).
+type Subvolume struct {
+	// Name is what the subvolume is called at the top of the file system: @home.
+	Name       string `json:"name"`
+	MountPoint string `json:"mountPoint"`
 }

@@ -26,6 +26,7 @@ const (
 	VFAT  = "vfat"
 	XFS   = "xfs"
 	Btrfs = "btrfs"
+	Swap  = "swap"
 )
 
 // NamePrefix begins the GPT name of every partition that we make, so that a
@@ -137,6 +138,12 @@ type Layout struct {
 	Firmware Firmware `json:"firmware"`
 	// Disks that will be erased and written; the first is the boot disk.
 	Disks []DiskLayout `json:"disks"`
+	// Mirror says that the first two disks are equal, and the machine starts
+	// from either.
+	Mirror bool `json:"mirror,omitempty"`
+	// Arrays lie on partitions, Groups on partitions or arrays.
+	Arrays []Array `json:"arrays,omitempty"`
+	Groups []Group `json:"groups,omitempty"`
 	// Skipped disks stay as they are.
 	Skipped []SkippedDisk `json:"skipped,omitempty"`
 	// Lost has one line for each thing that is on the disks now and will not be
@@ -167,12 +174,18 @@ type DiskLayout struct {
 // Foreign is [Disk.Foreign] of what was found on the disk.
 func (d DiskLayout) Foreign() bool { return foreign(d.Name, d.Contents) }
 
-// Node is the device node of a partition of the disk.
-func (d DiskLayout) Node(p Partition) string { return PartitionName(d.Path, p.Number) }
+// Node is the device node of a partition of the disk. The only partition of an
+// array or a logical volume, with the number 0, is all of it.
+func (d DiskLayout) Node(p Partition) string {
+	if p.Number == 0 {
+		return d.Path
+	}
+	return PartitionName(d.Path, p.Number)
+}
 
 // Partition is one partition and what is made in it.
 type Partition struct {
-	Number int `json:"number"` // from 1
+	Number int `json:"number"` // from 1; 0 for all of an array or a logical volume
 	// Name is the GPT name, at most 36 UTF-16 units.
 	Name     string `json:"name"`
 	TypeGUID string `json:"typeGuid"` // upper case
@@ -190,6 +203,9 @@ type Partition struct {
 	// FSUUID is written as blkid writes it: xxxx-xxxx for vfat.
 	FSUUID     string `json:"fsUuid,omitempty"`
 	MountPoint string `json:"mountPoint,omitempty"`
+	// Subvolumes are those of btrfs. One with the MountPoint of the volume is
+	// mounted there in place of the whole.
+	Subvolumes []Subvolume `json:"subvolumes,omitempty"`
 	// LUKS is nil when the volume is not encrypted.
 	LUKS *LUKS `json:"luks,omitempty"`
 
@@ -214,10 +230,14 @@ type SkippedDisk struct {
 	Reason string `json:"reason"`
 }
 
-// Volume is one file system of a layout with the place where it is.
+// Volume is one file system of a layout with the place where it is. For an
+// array or a logical volume Disk is that, as if it were a disk.
 type Volume struct {
 	Disk      DiskLayout
 	Partition Partition
+	// Subvolume is mounted instead of the whole file system; the MountPoint is
+	// its own.
+	Subvolume string
 }
 
 // MountPoint of the volume in the new OS.

@@ -11,12 +11,8 @@ import (
 // below; / is the first.
 func (l Layout) Mounts() []Volume {
 	var volumes []Volume
-	for _, d := range l.Disks {
-		for _, p := range d.Partitions {
-			if p.MountPoint != "" {
-				volumes = append(volumes, Volume{Disk: d, Partition: p})
-			}
-		}
+	for _, v := range l.Volumes() {
+		volumes = append(volumes, v.mounts()...)
 	}
 	slices.SortStableFunc(volumes, func(a, b Volume) int {
 		return slices.Compare(components(a.MountPoint()), components(b.MountPoint()))
@@ -27,11 +23,21 @@ func (l Layout) Mounts() []Volume {
 // Programs are the names of the programs that making the layout needs, sorted.
 func (l Layout) Programs() []string {
 	var names []string
-	for _, v := range l.Mounts() {
-		names = append(names, "mkfs."+v.Partition.FileSystem)
+	for _, v := range l.Volumes() {
+		if v.Partition.FileSystem == Swap {
+			names = append(names, "mkswap")
+		} else {
+			names = append(names, "mkfs."+v.Partition.FileSystem)
+		}
 		if v.Partition.LUKS != nil {
 			names = append(names, "cryptsetup")
 		}
+	}
+	if len(l.Arrays) > 0 {
+		names = append(names, "mdadm")
+	}
+	if len(l.Groups) > 0 {
+		names = append(names, "dmsetup")
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
@@ -50,11 +56,18 @@ func (l Layout) Fstab() []byte {
 			options, pass = "errors=remount-ro", 1
 		case p.FileSystem == VFAT:
 			options = "umask=0077"
+		case v.Subvolume != "":
+			options = "subvol=" + v.Subvolume
 		}
 		if p.FileSystem == XFS || p.FileSystem == Btrfs {
 			pass = 0 // their fsck.* does nothing at boot
 		}
 		fmt.Fprintf(&b, "UUID=%s %s %s %s 0 %d\n", p.FSUUID, escapeTab(p.MountPoint), p.FileSystem, options, pass)
+	}
+	for _, v := range l.Volumes() {
+		if v.Partition.FileSystem == Swap {
+			fmt.Fprintf(&b, "UUID=%s none swap sw 0 0\n", v.Partition.FSUUID)
+		}
 	}
 	return b.Bytes()
 }

@@ -19,6 +19,9 @@ const (
 	typeSrv      = "3B8F8425-20E0-4F3B-907F-1A25A76F98E8"
 	typeLinux    = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 	typeLUKS     = "CA7D7CCB-63ED-4C53-861C-1742536059CC"
+	typeSwap     = "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
+	typeRAID     = "A19D880F-05FC-4D3B-A006-743F0F84911E"
+	typeLVM      = "E6D6D379-F507-44C2-A23C-238F2A3DF928"
 )
 
 const (
@@ -46,6 +49,7 @@ type resolver struct {
 	ids      func(string) [16]byte
 	mappings map[string]bool // in use
 	labels   map[string]bool // in use
+	stacked  map[string]bool // names of arrays and logical volumes, in use
 }
 
 func (r *resolver) bootDisk(d Disk) ([]wantedPartition, error) {
@@ -70,6 +74,11 @@ func (r *resolver) bootDisk(d Disk) ([]wantedPartition, error) {
 		if v.MountPoint == "/" {
 			used, inodes = r.need.RootBytes, r.need.Inodes
 		}
+		if v.FileSystem == Swap {
+			p := r.volume(v, max(v.MinimumBytes, leastVolume), "MinimumBytes")
+			ps = append(ps, p)
+			continue
+		}
 		size, ok := sizeFor(v, used, v.MinimumFreeBytes, inodes)
 		if !ok {
 			return nil, Errorf(CodeTooSmall, "%s: no file system can hold %s and have %s free", v.MountPoint, Bytes(used), Bytes(v.MinimumFreeBytes))
@@ -89,7 +98,16 @@ func (r *resolver) bootDisk(d Disk) ([]wantedPartition, error) {
 	if r.spec.ExtraMountPointsBasename != "" {
 		return append(ps, r.extra(0)), nil
 	}
+	swapBeforeLast(ps)
 	return ps, nil
+}
+
+// swapBeforeLast keeps swap from being the last, which takes the rest of the
+// disk: that is for a file system.
+func swapBeforeLast(ps []wantedPartition) {
+	if last := len(ps) - 1; last > 0 && ps[last].FileSystem == Swap {
+		ps[last-1], ps[last] = ps[last], ps[last-1]
+	}
 }
 
 func (r *resolver) dataDisk(n int) ([]wantedPartition, error) {
@@ -124,16 +142,17 @@ func minimumOf(fileSystem string) uint64 {
 
 func (r *resolver) volume(v VolumeSpec, least uint64, why string) wantedPartition {
 	p := Partition{
-		Name:                     partitionLabel(v.MountPoint),
-		TypeGUID:                 typeOf(v.MountPoint, r.spec.Architecture),
+		Name:                     partitionLabel(v.key()),
+		TypeGUID:                 typeOf(v.key(), r.spec.Architecture),
 		FileSystem:               v.FileSystem,
 		Label:                    v.Label,
-		FSUUID:                   formatUUID(r.ids("filesystem:" + v.MountPoint)),
+		FSUUID:                   formatUUID(r.ids("filesystem:" + v.key())),
 		MountPoint:               v.MountPoint,
 		BytesPerInode:            v.BytesPerInode,
 		ReservedBlocksPercentage: v.ReservedBlocksPercentage,
 		RootUserID:               v.RootUserID,
 		RootGroupID:              v.RootGroupID,
+		Subvolumes:               v.Subvolumes,
 	}
 	if v.FileSystem == VFAT {
 		id := r.ids("filesystem:" + v.MountPoint)
@@ -145,8 +164,8 @@ func (r *resolver) volume(v VolumeSpec, least uint64, why string) wantedPartitio
 	if v.MountPoint == ESPMountPoint && r.firmware == BIOS {
 		p.TypeGUID = typeLinux
 	}
-	if r.spec.encrypted(v.MountPoint) {
-		p.LUKS = r.luks(v.MountPoint)
+	if r.spec.encrypted(v.key()) {
+		p.LUKS = r.luks(v.key())
 		if v.MountPoint != "/" { // an encrypted root keeps its type (discoverable partitions specification)
 			p.TypeGUID = typeLUKS
 		}
@@ -154,6 +173,14 @@ func (r *resolver) volume(v VolumeSpec, least uint64, why string) wantedPartitio
 		why += ", LUKS header"
 	}
 	return wantedPartition{Partition: p, least: roundUp(least, MiB), why: why}
+}
+
+// key is the volume's own among those of a spec: its mount point, or "swap".
+func (v VolumeSpec) key() string {
+	if v.FileSystem == Swap {
+		return Swap
+	}
+	return v.MountPoint
 }
 
 // label makes a label from the mount point that no other volume has.
@@ -208,6 +235,8 @@ func typeOf(mountPoint, architecture string) string {
 		return typeHome
 	case "/srv":
 		return typeSrv
+	case Swap:
+		return typeSwap
 	}
 	// /var and /usr have types of their own, but systemd mounts /var by itself
 	// only if its UUID is made from the machine id: keep to fstab there.
@@ -227,7 +256,7 @@ func partitionLabel(mountPoint string) string {
 
 // fileSystemLabel makes a label from a mount point: / is root, /var/log var-log.
 func fileSystemLabel(v VolumeSpec) string {
-	label := strings.ReplaceAll(strings.Trim(v.MountPoint, "/"), "/", "-")
+	label := strings.ReplaceAll(strings.Trim(v.key(), "/"), "/", "-")
 	if label == "" {
 		label = "root"
 	}

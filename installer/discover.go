@@ -260,7 +260,9 @@ func (i *installation) takeInventory(ctx context.Context) error {
 		return err
 	}
 	for n := range found.NICs {
-		found.NICs[n].Lease = i.lease != nil && found.NICs[n].Name == i.nic.Name
+		if found.NICs[n].Lease = i.lease != nil && found.NICs[n].Name == i.nic.Name; found.NICs[n].Lease {
+			found.NICs[n].Address = i.lease.Address
+		}
 	}
 	if i.opt.driveSelector != "" {
 		i.model.Log(progress.Inventory, "running "+i.opt.driveSelector)

@@ -177,12 +177,6 @@ func (i *installation) unpackTools(ctx context.Context) error {
 	return nil
 }
 
-// proveNetwork has nothing to try out yet: a configuration that asks for it, by
-// Install.ProveNetwork, is refused.
-func (i *installation) proveNetwork(context.Context) error {
-	return skip{"not asked for"}
-}
-
 // commit is the line between reading and writing: everything that can fail
 // without touching a disk has been tried. Whether the disks still are the ones
 // that the plan speaks of is looked at once more by what writes to them, just

@@ -104,6 +104,8 @@ type NIC struct {
 	SpeedMbps    int    `json:"speedMbps,omitempty"`   // 0 when unknown
 	MTU          int    `json:"mtu,omitempty"`         // bytes
 	Lease        bool   `json:"lease,omitempty"`       // the installer's DHCP lease came in here
+	// Address is the installer's own, of the lease.
+	Address netip.Prefix `json:"address,omitzero"`
 }
 
 // Kind says what an Interface is made of.

@@ -73,4 +73,8 @@ type Install struct {
 	// NetworkRenderer names who configures the new OS's network, one of
 	// netconfig/renderer, or empty for what the image starts.
 	NetworkRenderer string
+	// ProveNetwork says whether the new OS's network is tried out before commit;
+	// nil when the site does not say, and then it is where it is more than the
+	// installer's own lease.
+	ProveNetwork *bool
 }

@@ -336,6 +336,9 @@ func (r *reader) install(raw rawInstall) Install {
 		}
 		in.WaitAfterFailureSeconds = &wait.value
 	}
+	if prove := raw.ProveNetwork; prove.set {
+		in.ProveNetwork = &prove.value
+	}
 	if t := raw.NetworkRenderer; t.value != "" && !slices.Contains(renderer.Names(), t.value) {
 		hint := meant(t.value, renderer.Names())
 		if hint == "" {

@@ -61,10 +61,10 @@ type rawInstall struct {
 	position
 	KernelOptions           text
 	NetworkRenderer         text
+	ProveNetwork            boolean
 	WaitAfterFailureSeconds number
 
 	RequireApproval unsupported
-	ProveNetwork    unsupported
 	LowMemory       unsupported
 	FirstBoot       unsupported
 	Steps           unsupported

@@ -24,6 +24,18 @@ func (d *decision) decideNetwork() {
 		WithoutCloudInit: attributes[image.AttrCloudInit] != "",
 	}
 	d.checkNameServers()
+	d.decideProof()
+}
+
+// decideProof tries the network out where the site says so, and where it does
+// not say, unless the installer's own lease has shown already that it works.
+func (d *decision) decideProof() {
+	segments := netconfig.Segments(d.config.Network, d.plan.Network.Config)
+	wanted := d.config.Install.ProveNetwork
+	if wanted == nil && !netconfig.OnlyLease(segments, d.machine.NICs) || wanted != nil && *wanted {
+		d.plan.Network.Prove = segments
+		d.plan.Network.ProveAll = wanted != nil
+	}
 }
 
 // chooseRenderer is Install.NetworkRenderer, else the first that the image

@@ -82,6 +82,11 @@ type Network struct {
 	// WithoutCloudInit says that the image has cloud-init, which is told to
 	// leave the network alone.
 	WithoutCloudInit bool `json:"withoutCloudInit,omitempty"`
+	// Prove is what is tried out before commit; empty: nothing is.
+	Prove []netconfig.Segment `json:"prove,omitempty"`
+	// ProveAll says that whatever does not answer stops the installation, not
+	// only what the machine cannot be without.
+	ProveAll bool `json:"proveAll,omitempty"`
 }
 
 // Machine says which machine the plan is for.

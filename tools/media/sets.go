@@ -34,7 +34,7 @@ const everywhere = `
 	algif_skcipher algif_hash authenc cryptd crypto_simd
 	ext4 xfs btrfs vfat isofs squashfs overlay nls_cp437 nls_ascii nls_iso8859-1 nls_utf8
 	crc32c_generic crc32c-intel crc32_pclmul xxhash_generic zstd_compress lz4_decompress
-	8021q bonding bridge af_packet
+	8021q bonding bridge ipvlan af_packet
 	efivarfs efi-pstore sd_mod sr_mod sg cdrom
 	i6300esb virtio_rng`
 

@@ -141,6 +141,7 @@ func (i *installation) parse(files fetch.Files) error {
 	read, err := config.Parse(files, uint16(i.opt.imageServerPort))
 	if err == nil {
 		i.files, i.config = files, read
+		i.config.SiteServer = i.siteServerURL()
 	}
 	return err
 }

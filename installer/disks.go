@@ -33,10 +33,10 @@ func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, r
 		OpenDisk: block.Open,
 		WaitFor:  block.WaitFor,
 		Mounter:  mounts,
-		Rand:     i.env.random,
 		Identify: i.identifyDisk,
 	}, i.plan.Layout, apply.Options{
 		Root: i.opt.mountPoint,
+		Keys: i.keys,
 		Commit: func() error {
 			committed.Store(true)
 			i.model.PointOfNoReturn()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/kexec"
 	"github.com/firstlight/firstlight/storage/tool"
+	"github.com/firstlight/firstlight/storage/tpm2"
 )
 
 // Files of the initramfs; see docs/installer.md.
@@ -30,6 +31,7 @@ type env struct {
 	writeRTC  func(time.Time) error
 	trust     trust
 	random    io.Reader
+	tpm       string // its device
 	runner    tool.Runner
 	loadNext  func(kernel, initrd *os.File, commandLine string) error
 	startNext func() error // returns only on failure
@@ -52,6 +54,7 @@ func realEnv(opt options) env {
 		writeRTC:  writeRTC,
 		trust:     trust{ca: caFile, cert: certFile, key: keyFile},
 		random:    rand.Reader,
+		tpm:       tpm2.Device,
 		runner:    tool.Exec{},
 		loadNext:  kexec.Load,
 		startNext: kexec.Execute,

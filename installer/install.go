@@ -16,10 +16,13 @@ import (
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/report"
 	"github.com/firstlight/firstlight/installer/shell"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/dhcp"
 	"github.com/firstlight/firstlight/storage/apply"
+	"github.com/firstlight/firstlight/storage/keys"
+	"github.com/firstlight/firstlight/storage/tpm2"
 )
 
 // installation is one run through the phases: what each of them found or
@@ -52,6 +55,10 @@ type installation struct {
 	objects   object.Getter // every object of the image, staged
 	freePack  func() error  // gives their memory back; nil: there are none
 	toolsRoot string        // where programs are run from: "" or -tmpRoot
+	site      *report.Site  // nil where none is told
+	keys      *keys.Keys    // of the new system's volumes
+	tpm       *tpm2.TPM     // nil where none is needed
+	escrowed  []byte        // the recovery key, encrypted to its recipients; nil where there is none
 	disks     *apply.Applied
 	root      *os.Root // the new root
 	by        string   // plan.Kexec or plan.Reboot: how the new system is started

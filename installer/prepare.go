@@ -181,14 +181,14 @@ func (i *installation) unpackTools(ctx context.Context) error {
 // without touching a disk has been tried. Whether the disks still are the ones
 // that the plan speaks of is looked at once more by what writes to them, just
 // before its first write.
-func (i *installation) commit(context.Context) error {
+func (i *installation) commit(ctx context.Context) error {
 	if i.opt.skipStorage {
 		return skip{"-skipStorage: no disk is written"}
 	}
 	if !i.env.inMemory {
 		return refuse("STO-050", "the running system's root file-system is not in memory: disks are erased from the installer's own initramfs only")
 	}
-	return nil
+	return i.makeKeys(ctx)
 }
 
 // writeConfigDir keeps the files where custom programmes look for them.

@@ -47,6 +47,7 @@ func (i *installation) startReporting() {
 		i.model.Warn(progress.Config, fmt.Sprintf("%s: %v", progress.Code(err), err))
 		return
 	}
+	i.site = site
 	i.model.Logf(progress.Config, "reporting to %s", site)
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {

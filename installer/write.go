@@ -21,13 +21,13 @@ import (
 
 // writeIdentity writes what makes the new system this machine and no other:
 // its file-systems, keys, names and randomness.
-func (i *installation) writeIdentity(context.Context) error {
+func (i *installation) writeIdentity(ctx context.Context) error {
 	files := targetFiles(netconfig.Identity(i.plan.Network.Config))
 	if !i.opt.skipStorage {
 		files = append(files,
 			target.File{Path: "/etc/fstab", Mode: 0o644, Data: i.plan.Layout.Fstab()},
 			target.File{Path: "/etc/crypttab", Mode: 0o644, Data: i.plan.Layout.Crypttab()})
-		if err := i.disks.WriteKeys(i.root); err != nil {
+		if err := i.writeKeys(ctx); err != nil {
 			return err
 		}
 	}

@@ -81,6 +81,10 @@ type TPM struct {
 	Version int `json:"version"`
 	// Manufacturer is the four letters of TPM_PT_MANUFACTURER ("INTC", "IBM").
 	Manufacturer string `json:"manufacturer,omitempty"`
+	// PCRs are the values of the SHA-256 bank, by number, in lower-case
+	// hexadecimal; there are none where the TPM has no such bank. They say how
+	// the machine was started, and are no secret.
+	PCRs []string `json:"pcrs,omitempty"`
 }
 
 // Seed is 32 random bytes; in JSON they are lower-case hexadecimal.

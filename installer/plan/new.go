@@ -174,6 +174,7 @@ func (d *decision) decideStorage() {
 			d.plan.Kept = append(d.plan.Kept, s.Disk+": "+s.Reason)
 		}
 		d.checkTools(layout)
+		d.decideEncryption(layout)
 	}
 	if spec.UseKexec {
 		d.plan.HandOver = Kexec

@@ -48,6 +48,8 @@ type Plan struct {
 	// programs that the installer does not carry; nil when there is no need.
 	Tools  *ImageSummary  `json:"tools,omitempty"`
 	Layout storage.Layout `json:"layout"`
+	// Encryption is nil when no volume is encrypted.
+	Encryption *Encryption `json:"encryption,omitempty"`
 	// Network is how the new OS will be connected.
 	Network Network     `json:"network"`
 	Boot    boot.Choice `json:"boot"`

@@ -15,6 +15,12 @@ const (
 	CodeDamaged      = "IMG-063" // an attribute of the image names a file that is not there
 	CodeNoProgram    = "IMG-064" // a program that the layout needs is nowhere
 	CodeNoCryptsetup = "LUK-020" // the image cannot open encrypted volumes
+	CodeNoTPM        = "LUK-021" // the layout wants a TPM that is not there
+	CodeSecureBoot   = "LUK-022" // Secure Boot is off
+	CodeRootUnlock   = "LUK-023" // the image's initramfs cannot open the root
+	CodeNoEscrow     = "LUK-024" // there is no site server for the recovery key
+	CodeUnlock       = "LUK-025" // the image cannot open volumes by TPM
+	CodeUnstablePCR  = "LUK-026" // a PCR that is another after the next start
 	CodeNoRenderer   = "CNF-020" // the image does not have the network programs
 	CodeNotEnabled   = "CNF-021" // the image does not start the network programs
 )

@@ -38,6 +38,7 @@ func (p Plan) Text() string {
 	for i, d := range p.Layout.Disks {
 		p.disk(t, d, i == 0)
 	}
+	p.Encryption.write(t)
 	if len(p.Kept) > 0 {
 		t.line("", "These stay as they are:")
 		for _, kept := range p.Kept {

@@ -96,21 +96,27 @@ func (s *Site) String() string { return s.machine.Redacted() }
 
 // Post sends one report. Any answer but a 2xx is an *Error.
 func (s *Site) Post(ctx context.Context, kind Kind, body []byte) error {
+	_, err := s.post(ctx, kind, body)
+	return err
+}
+
+// post returns the beginning of the answer.
+func (s *Site) post(ctx context.Context, kind Kind, body []byte) ([]byte, error) {
 	target := s.machine.JoinPath(string(kind))
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), bytes.NewReader(body))
 	if err != nil {
-		return &Error{"telling the site server", err}
+		return nil, &Error{"telling the site server", err}
 	}
 	request.Header.Set("Content-Type", kind.contentType())
 	answer, err := s.client.Do(request)
 	if err != nil {
-		return &Error{"telling the site server", err}
+		return nil, &Error{"telling the site server", err}
 	}
 	defer answer.Body.Close() // only read from
-	// A few bytes are read so that the connection can be used again.
-	_, _ = io.CopyN(io.Discard, answer.Body, 4<<10)
+	// It is read so that the connection can be used again; most say nothing.
+	said, _ := io.ReadAll(io.LimitReader(answer.Body, 4<<10))
 	if answer.StatusCode/100 != 2 {
-		return &Error{text: fmt.Sprintf("telling the site server: %s answers %s", target.Redacted(), answer.Status)}
+		return nil, &Error{text: fmt.Sprintf("telling the site server: %s answers %s", target.Redacted(), answer.Status)}
 	}
-	return nil
+	return said, nil
 }

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -24,6 +23,7 @@ import (
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/block"
 	"github.com/firstlight/firstlight/storage/gpt"
+	"github.com/firstlight/firstlight/storage/keys"
 	"github.com/firstlight/firstlight/storage/luks"
 	"github.com/firstlight/firstlight/storage/mkfs"
 	"github.com/firstlight/firstlight/storage/signature"
@@ -45,8 +45,6 @@ type Seams struct {
 	// WaitFor waits for a device node; [block.WaitFor] is the real one.
 	WaitFor func(ctx context.Context, node string, limit time.Duration) error
 	Mounter Mounter
-	// Rand gives the keys; [crypto/rand.Reader] is the real one.
-	Rand io.Reader
 	// Identify reads the serial number and WWN of a disk as the inventory did;
 	// nil leaves that check out.
 	Identify func(disk storage.DiskLayout) (serial, wwn string, err error)
@@ -60,6 +58,10 @@ type Progress func(disk, partition, step string)
 type Options struct {
 	// Root is the directory at which the new root file system is mounted.
 	Root string
+	// Keys of the encrypted volumes, made for this layout. They are wiped when
+	// what Run returns is closed, or when Run fails. They may be nil when nothing
+	// is encrypted.
+	Keys *keys.Keys
 	// Commit is called once, after every check and before the first write. An
 	// error of it ends Run with nothing written. It may be nil.
 	Commit func() error
@@ -85,7 +87,7 @@ const (
 type Applied struct {
 	seams  Seams
 	layout storage.Layout
-	keys   *keys
+	keys   *keys.Keys
 
 	mu       sync.Mutex
 	mappings []string // open, in the order in which they were opened
@@ -114,16 +116,15 @@ func Run(ctx context.Context, s Seams, l storage.Layout, o Options) (_ *Applied,
 	for _, v := range l.Mounts() {
 		r.mounted[v.MountPoint()] = make(chan struct{})
 	}
-	r.applied = &Applied{seams: s, layout: l, written: make(map[string]uint64)}
+	r.applied = &Applied{seams: s, layout: l, keys: o.Keys, written: make(map[string]uint64)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.applied.Close())
 		}
 	}()
-	if r.applied.keys, err = newKeys(l, s.Rand); err != nil {
+	if err := r.checkKeys(); err != nil {
 		return nil, err
 	}
-
 	devices, err := r.open(ctx)
 	defer func() {
 		for _, d := range devices {
@@ -300,16 +301,10 @@ func (r *run) volume(ctx context.Context, v storage.Volume) error {
 		return err
 	}
 	if p.LUKS != nil {
-		key := r.applied.keys.of(p.LUKS.Mapping)
 		r.options.Progress(d.Name, name, "encrypt")
-		if err := r.tool(ctx, luks.Format(node, *p.LUKS, p.Name, key)); err != nil {
-			return luks.Explain("encrypting "+node, err)
+		if err := r.encrypt(ctx, node, p); err != nil {
+			return err
 		}
-		if err := r.tool(ctx, luks.Open(node, p.LUKS.Mapping, key)); err != nil {
-			r.applied.closeHalfOpen(p.LUKS.Mapping)
-			return luks.Explain("opening "+node, err)
-		}
-		r.applied.opened(p.LUKS.Mapping)
 		if err := r.WaitFor(ctx, v.Device(), nodeLimit); err != nil {
 			return err
 		}
@@ -352,10 +347,13 @@ func (r *run) mount(v storage.Volume) error {
 	p := v.Partition
 	target := filepath.Join(r.options.Root, p.MountPoint)
 	data := ""
-	if p.FileSystem == storage.Ext4 {
+	switch p.FileSystem {
+	case storage.Ext4:
 		// The kernel's own zeroing of inode tables would compete with the
 		// unpacking; the new OS does it.
 		data = "noinit_itable"
+	case storage.VFAT:
+		data = "umask=0077" // as in the new OS's fstab; else it depends on ours
 	}
 	if err := r.Mounter.Mount(v.Device(), target, p.FileSystem, unix.MS_NOATIME, data); err != nil {
 		return err
@@ -433,14 +431,6 @@ func (a *Applied) opened(mapping string) {
 	a.mappings = append(a.mappings, mapping)
 }
 
-// closeHalfOpen takes away what a killed cryptsetup may have left.
-func (a *Applied) closeHalfOpen(mapping string) {
-	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
-	defer cancel()
-	// It fails when there is nothing, which is what is wanted.
-	_, _ = a.seams.Runner.Run(ctx, luks.Close(mapping))
-}
-
 func (a *Applied) wrote(disk string, n uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -456,62 +446,6 @@ func (a *Applied) Written() map[string]uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return maps.Clone(a.written)
-}
-
-// WriteKeys writes the key file of each encrypted volume into the new root:
-// directory mode 0700, files 0400, each whole and synced before it has its name.
-func (a *Applied) WriteKeys(root *os.Root) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.closed {
-		return errors.New("writing key files: the keys are wiped already")
-	}
-	for _, v := range a.layout.Mounts() {
-		l := v.Partition.LUKS
-		if l == nil {
-			continue
-		}
-		if err := writeKey(root, strings.TrimPrefix(l.KeyFile, "/"), a.keys.of(l.Mapping)); err != nil {
-			return storage.Errorf(storage.CodeIO, "writing the key file of %s: %w", v.MountPoint(), err)
-		}
-	}
-	return nil
-}
-
-func writeKey(root *os.Root, name string, key []byte) (err error) {
-	dir := filepath.Dir(name)
-	if err := mkdirs(root, filepath.Dir(dir)); err != nil {
-		return err
-	}
-	if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	if err := root.Chmod(dir, 0o700); err != nil {
-		return err
-	}
-	if err := root.Chown(dir, 0, 0); err != nil {
-		return err
-	}
-	temporary := name + ".new"
-	if err := root.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	f, err := root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o400)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(key)
-	if err = errors.Join(err, f.Chmod(0o400), f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, root.Remove(temporary))
-	}
-	if err := root.Rename(temporary, name); err != nil {
-		return err
-	}
-	d, err := root.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Close unmounts everything, closes the mappings and wipes the keys, in reverse
@@ -534,5 +468,5 @@ func (a *Applied) Close() error {
 	}
 	a.mappings = left
 	a.closed = true
-	return errors.Join(err, a.keys.wipe())
+	return errors.Join(err, a.keys.Wipe())
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/block"
+	"github.com/firstlight/firstlight/storage/keys"
 	"github.com/firstlight/firstlight/storage/mount"
 	"github.com/firstlight/firstlight/storage/signature"
 	"github.com/firstlight/firstlight/storage/tool"
@@ -108,6 +108,9 @@ type runner struct {
 	ran  []string
 	keys map[string][]byte
 	fail func(c tool.Cmd) error
+	// aside is the device that stands for the inside of a volume; nil means the
+	// volume's own, whose header is then overwritten.
+	aside func(mapping string) string
 }
 
 func (r *runner) Run(ctx context.Context, c tool.Cmd) (tool.Output, error) {
@@ -129,12 +132,20 @@ func (r *runner) Run(ctx context.Context, c tool.Cmd) (tool.Output, error) {
 		r.keys[c.Args[len(c.Args)-1]] = bytes.Clone(c.Stdin)
 		r.mu.Unlock()
 		return tool.Exec{}.Run(ctx, c)
+	case "luksAddKey", "token":
+		return tool.Exec{}.Run(ctx, c)
 	case "open":
+		if slices.Contains(c.Args, "--test-passphrase") {
+			return tool.Exec{}.Run(ctx, c)
+		}
 		device, mapping := c.Args[len(c.Args)-2], c.Args[len(c.Args)-1]
 		// The real thing checks the key.
 		c.Args = append([]string{"open", "--test-passphrase"}, c.Args[1:len(c.Args)-1]...)
 		if out, err := (tool.Exec{}).Run(ctx, c); err != nil {
 			return out, err
+		}
+		if r.aside != nil {
+			device = r.aside(mapping)
 		}
 		return tool.Output{}, os.Symlink(device, "/dev/mapper/"+mapping)
 	case "close":
@@ -149,7 +160,22 @@ func seams(t *testing.T) (Seams, *runner) {
 	if err := os.MkdirAll("/dev/mapper", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return Seams{Runner: r, OpenDisk: block.Open, WaitFor: block.WaitFor, Mounter: &mounter{}, Rand: rand.Reader}, r
+	return Seams{Runner: r, OpenDisk: block.Open, WaitFor: block.WaitFor, Mounter: &mounter{}}, r
+}
+
+// made are new keys for a layout, wiped with the test.
+func made(t *testing.T, l storage.Layout) *keys.Keys {
+	t.Helper()
+	k, err := keys.New(l, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Wipe(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
 }
 
 // mounter mounts for real. The kernels that tests run on need not know vfat: a
@@ -158,7 +184,7 @@ type mounter struct{ mount.Stack }
 
 func (m *mounter) Mount(source, target, fileSystem string, flags uintptr, data string) error {
 	if fileSystem == storage.VFAT {
-		source, fileSystem = "tmpfs", "tmpfs"
+		source, fileSystem, data = "tmpfs", "tmpfs", ""
 	}
 	return m.Stack.Mount(source, target, fileSystem, flags, data)
 }
@@ -178,6 +204,7 @@ func TestRun(t *testing.T) {
 			committed := 0
 			a, err := Run(t.Context(), s, l, Options{
 				Root:   root,
+				Keys:   made(t, l),
 				Commit: func() error { committed++; return nil },
 				Ready: func(point string) {
 					mu.Lock()
@@ -331,7 +358,7 @@ func TestRun(t *testing.T) {
 			if len(l.Lost) < 10 {
 				t.Errorf("lost: %q", l.Lost)
 			}
-			a, err = Run(t.Context(), s, l, Options{Root: root})
+			a, err = Run(t.Context(), s, l, Options{Root: root, Keys: made(t, l)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -364,7 +391,9 @@ func TestRunRefuses(t *testing.T) {
 		}, storage.CodeChanged, `serial number is "vda"`},
 		{"gone", func(t *testing.T, l *storage.Layout, s *Seams) { l.Disks[1].Path += "x" }, storage.CodeIO, "no such file"},
 		{"the caller says no", nil, "", "not approved"},
-		{"no randomness", func(t *testing.T, l *storage.Layout, s *Seams) { s.Rand = io.LimitReader(rand.Reader, 70) }, storage.CodeKeyMemory, "random keys"},
+		{"no keys", func(t *testing.T, l *storage.Layout, s *Seams) {}, storage.CodeKeyMemory, "there are no keys for /firstlight-test-"},
+		{"keys of another layout", func(t *testing.T, l *storage.Layout, s *Seams) {}, storage.CodeKeyMemory, "for another layout"},
+		{"a key that is not sealed", func(t *testing.T, l *storage.Layout, s *Seams) {}, storage.CodeTPM, "not sealed"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -379,13 +408,23 @@ func TestRunRefuses(t *testing.T) {
 			} else {
 				commit = func() error { return errors.New("not approved") }
 			}
+			ring := made(t, l)
+			switch c.name {
+			case "no keys":
+				ring = nil
+			case "keys of another layout":
+				l.Disks[0].Partitions[2].LUKS.Slots = []storage.Slot{storage.SlotRecovery}
+			case "a key that is not sealed":
+				l.Disks[0].Partitions[2].LUKS.Slots = []storage.Slot{storage.SlotTPM2}
+				ring = made(t, l)
+			}
 			if c.name == "other serial" {
 				c.text = `its serial number is "Svda"`
 			}
 			for _, file := range []string{first, second} {
 				sh(t, "cp", "--sparse=always", file, file+".before")
 			}
-			_, err := Run(t.Context(), s, l, Options{Root: t.TempDir(), Commit: commit})
+			_, err := Run(t.Context(), s, l, Options{Root: t.TempDir(), Keys: ring, Commit: commit})
 			if err == nil || !strings.Contains(err.Error(), c.text) {
 				t.Fatalf("error %v, want %q", err, c.text)
 			}
@@ -416,7 +455,7 @@ func TestRunBusy(t *testing.T) {
 	}
 	defer m.Close()
 	s, _ := seams(t)
-	_, err := Run(t.Context(), s, l, Options{Root: t.TempDir()})
+	_, err := Run(t.Context(), s, l, Options{Root: t.TempDir(), Keys: made(t, l)})
 	var coded *storage.Error
 	if !errors.As(err, &coded) || coded.Code() != storage.CodeBusy {
 		t.Errorf("%v", err)
@@ -457,7 +496,7 @@ func TestRunFails(t *testing.T) {
 			r.fail = c.fail
 			root := t.TempDir()
 			committed := false
-			_, err := Run(t.Context(), s, l, Options{Root: root, Commit: func() error { committed = true; return nil }})
+			_, err := Run(t.Context(), s, l, Options{Root: root, Keys: made(t, l), Commit: func() error { committed = true; return nil }})
 			var coded interface{ Code() string }
 			if !errors.As(err, &coded) || coded.Code() != c.code {
 				t.Errorf("%v", err)
@@ -484,7 +523,7 @@ func TestRunCancelled(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	if _, err := Run(ctx, s, l, Options{Root: t.TempDir()}); !errors.Is(err, context.Canceled) {
+	if _, err := Run(ctx, s, l, Options{Root: t.TempDir(), Keys: made(t, l)}); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 }

@@ -7,6 +7,7 @@ package luks
 
 import (
 	"errors"
+	"strconv"
 
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/tool"
@@ -22,7 +23,8 @@ const LabelLength = 47
 // floor there). The key has 512 bits of entropy already.
 const iterations = "1000"
 
-// Format makes a LUKS2 header on a device, which is lost without a question.
+// Format makes a LUKS2 header on a device, which is lost without a question; key
+// opens its slot 0.
 func Format(device string, l storage.LUKS, label string, key []byte) tool.Cmd {
 	return tool.Cmd{
 		Name: "cryptsetup",
@@ -47,6 +49,46 @@ func Open(device, mapping string, key []byte) tool.Cmd {
 		Args:  []string{"open", "--type", "luks2", "--batch-mode", "--key-file=-", device, mapping},
 		Stdin: key,
 	}
+}
+
+// Add gives a volume a further key slot. both is a key that opens it already,
+// of first bytes, and behind it the new one.
+func Add(device string, slot int, both []byte, first int) tool.Cmd {
+	return tool.Cmd{
+		Name: "cryptsetup",
+		Args: []string{
+			"luksAddKey", "--batch-mode",
+			"--hash", "sha256", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", iterations,
+			"--key-file=-", "--keyfile-size", strconv.Itoa(first),
+			"--new-keyfile-size", strconv.Itoa(len(both) - first), "--new-key-slot", strconv.Itoa(slot),
+			device, "-",
+		},
+		Stdin: both,
+	}
+}
+
+// Test tries a key on one slot and maps nothing.
+func Test(device string, slot int, key []byte) tool.Cmd {
+	return tool.Cmd{Name: "cryptsetup", Args: test(device, slot, "-"), Stdin: key}
+}
+
+// TestFile is Test with the key in a file.
+func TestFile(device string, slot int, name string) tool.Cmd {
+	return tool.Cmd{Name: "cryptsetup", Args: test(device, slot, name)}
+}
+
+func test(device string, slot int, file string) []string {
+	return []string{"open", "--type", "luks2", "--batch-mode", "--test-passphrase", "--key-slot", strconv.Itoa(slot), "--key-file=" + file, device}
+}
+
+// ImportToken writes a token, JSON, into a volume's header under that number.
+func ImportToken(device string, number int, token []byte) tool.Cmd {
+	return tool.Cmd{Name: "cryptsetup", Args: []string{"token", "import", "--token-id", strconv.Itoa(number), "--json-file=-", device}, Stdin: token}
+}
+
+// ExportToken prints the token of that number.
+func ExportToken(device string, number int) tool.Cmd {
+	return tool.Cmd{Name: "cryptsetup", Args: []string{"token", "export", "--token-id", strconv.Itoa(number), device}}
 }
 
 // Close removes a mapping.

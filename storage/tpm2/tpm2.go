@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	gotpm "github.com/google/go-tpm/tpm2"
@@ -63,20 +64,47 @@ func (t *TPM) Close() error {
 	return nil
 }
 
+// Manufacturer is TPM_PT_MANUFACTURER (TPM 2.0 Library, part 2, 6.13): up to four
+// letters.
+func (t *TPM) Manufacturer(ctx context.Context) (string, error) {
+	return within(ctx, "asking the TPM for its manufacturer", t.manufacturer)
+}
+
+func (t *TPM) manufacturer() (string, error) {
+	response, err := gotpm.GetCapability{
+		Capability:    gotpm.TPMCapTPMProperties,
+		Property:      uint32(gotpm.TPMPTManufacturer),
+		PropertyCount: 1,
+	}.Execute(t.device)
+	if err != nil {
+		return "", err
+	}
+	properties, err := response.CapabilityData.Data.TPMProperties()
+	if err != nil {
+		return "", err
+	}
+	for _, p := range properties.TPMProperty {
+		if p.Property == gotpm.TPMPTManufacturer {
+			letters := []byte{byte(p.Value >> 24), byte(p.Value >> 16), byte(p.Value >> 8), byte(p.Value)}
+			return strings.TrimRight(strings.TrimRight(string(letters), "\x00"), " "), nil
+		}
+	}
+	return "", errors.New("it does not tell")
+}
+
 // Values reads all PCRs of the SHA-256 bank, by number. A TPM without that bank
 // is an error with code LUK-009.
-func (t *TPM) Values(ctx context.Context) (values [PCRs][32]byte, err error) {
-	err = within(ctx, "reading the PCRs", func() error {
+func (t *TPM) Values(ctx context.Context) ([PCRs][32]byte, error) {
+	return within(ctx, "reading the PCRs", func() (values [PCRs][32]byte, err error) {
 		for first := uint(0); first < PCRs; first += 8 { // eight digests fit into one answer
 			read, err := t.values(numbers(first, first+8))
 			if err != nil {
-				return err
+				return values, err
 			}
 			copy(values[first:], read)
 		}
-		return nil
+		return values, nil
 	})
-	return values, err
 }
 
 // Unmeasured says why a PCR of that value cannot be sealed to; it is empty for
@@ -98,38 +126,48 @@ func Unmeasured(value [32]byte) string {
 // TPM encrypted, under a key that the TPM derives anew each time from its own
 // seed. Errors have the codes LUK-008 and LUK-009; PCRs that nobody measured into
 // are refused. pcrs are numbers from 0 to 23, at least one.
-func (t *TPM) Seal(ctx context.Context, secret []byte, pcrs []uint) (token Token, err error) {
-	err = within(ctx, "sealing a key", func() error { token, err = t.seal(secret, pcrs); return err })
-	return token, err
+func (t *TPM) Seal(ctx context.Context, secret []byte, pcrs []uint) (Token, error) {
+	// A TPM that hangs may come back when the caller's memory is gone.
+	own := bytes.Clone(secret)
+	return within(ctx, "sealing a key", func() (Token, error) {
+		defer clear(own)
+		return t.seal(own, pcrs)
+	})
 }
 
 // Unseal has the TPM release the secret of a token. An error with code LUK-010
 // says that it does not: its PCRs, or the TPM, are others than those that the
 // secret was sealed to. Other errors have the codes LUK-008 and LUK-011. The
 // caller wipes what is returned.
-func (t *TPM) Unseal(ctx context.Context, token Token) (secret []byte, err error) {
-	err = within(ctx, "unsealing a key", func() error { secret, err = t.unseal(token); return err })
-	return secret, err
+func (t *TPM) Unseal(ctx context.Context, token Token) ([]byte, error) {
+	return within(ctx, "unsealing a key", func() ([]byte, error) { return t.unseal(token) })
 }
 
 // within bounds what the TPM is asked to do. What hangs is left behind with
 // what it holds.
-func within(ctx context.Context, doing string, do func() error) error {
+func within[T any](ctx context.Context, doing string, do func() (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the TPM has not answered for %s", patience))
 	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- do() }()
-	var err error
+	type answer struct {
+		result T
+		err    error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		result, err := do()
+		answers <- answer{result, err}
+	}()
+	var a answer
 	select {
-	case err = <-done:
+	case a = <-answers:
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		a.err = context.Cause(ctx)
 	}
 	var coded *storage.Error
-	if err != nil && !errors.As(err, &coded) {
-		err = storage.Errorf(storage.CodeTPM, "%s: %w", doing, err)
+	if a.err != nil && !errors.As(a.err, &coded) {
+		a.err = storage.Errorf(storage.CodeTPM, "%s: %w", doing, a.err)
 	}
-	return err
+	return a.result, a.err
 }
 
 // primary makes the storage key under which secrets are sealed. The TPM derives

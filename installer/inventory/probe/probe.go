@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,9 +21,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
 	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/installer/inventory"
@@ -31,6 +29,7 @@ import (
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/block"
 	"github.com/firstlight/firstlight/storage/signature"
+	"github.com/firstlight/firstlight/storage/tpm2"
 )
 
 // Seams are where the machine is looked at.
@@ -84,8 +83,8 @@ func Run(ctx context.Context, s Seams, seed inventory.Seed) (inventory.Document,
 		d.MarkBootMedium(s.Sys, mounted)
 	}
 	if d.TPM != nil && d.TPM.Version == 2 {
-		if d.TPM.Manufacturer, err = askTPM(ctx, filepath.Join(s.Dev, "tpmrm0")); err != nil {
-			warn("the TPM does not answer: %v", err)
+		if err := askTPM(ctx, filepath.Join(s.Dev, filepath.Base(tpm2.Device)), d.TPM); err != nil {
+			warn("the TPM: %v", err)
 		}
 	}
 	if err := ctx.Err(); err != nil {
@@ -230,56 +229,28 @@ func look(name, node string) ([]storage.Content, error) {
 	return found, err
 }
 
-// askTPM opens the TPM through the kernel's resource manager and asks who made
-// it.
-func askTPM(ctx context.Context, node string) (string, error) {
-	type answer struct {
-		manufacturer string
-		err          error
-	}
-	answers := make(chan answer, 1)
-	go func() {
-		t, err := linuxtpm.Open(node)
-		if err != nil {
-			answers <- answer{"", err}
-			return
-		}
-		name, err := manufacturer(t)
-		if closing := t.Close(); err == nil {
-			err = closing
-		}
-		answers <- answer{name, err}
-	}()
+// askTPM asks the TPM who made it and how the machine was started.
+func askTPM(ctx context.Context, node string, found *inventory.TPM) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, tpmTimeout)
 	defer cancel()
-	select {
-	case a := <-answers:
-		return a.manufacturer, a.err
-	case <-ctx.Done():
-		return "", ctx.Err()
+	t, err := tpm2.Open(node)
+	if err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	return readTPM(ctx, t, found)
 }
 
-// manufacturer reads TPM_PT_MANUFACTURER (TPM 2.0 Library, part 2, 6.13): four
-// letters in a number, padded with NUL or spaces.
-func manufacturer(t transport.TPM) (string, error) {
-	response, err := tpm2.GetCapability{
-		Capability:    tpm2.TPMCapTPMProperties,
-		Property:      uint32(tpm2.TPMPTManufacturer),
-		PropertyCount: 1,
-	}.Execute(t)
+func readTPM(ctx context.Context, t *tpm2.TPM, found *inventory.TPM) (err error) {
+	if found.Manufacturer, err = t.Manufacturer(ctx); err != nil {
+		return err
+	}
+	values, err := t.Values(ctx)
 	if err != nil {
-		return "", fmt.Errorf("asking the TPM for its manufacturer: %w", err)
+		return err
 	}
-	properties, err := response.CapabilityData.Data.TPMProperties()
-	if err != nil {
-		return "", fmt.Errorf("reading the TPM's properties: %w", err)
+	for _, value := range values {
+		found.PCRs = append(found.PCRs, hex.EncodeToString(value[:]))
 	}
-	for _, p := range properties.TPMProperty {
-		if p.Property == tpm2.TPMPTManufacturer {
-			letters := []byte{byte(p.Value >> 24), byte(p.Value >> 16), byte(p.Value >> 8), byte(p.Value)}
-			return strings.TrimRight(strings.TrimRight(string(letters), "\x00"), " "), nil
-		}
-	}
-	return "", fmt.Errorf("the TPM does not tell its manufacturer")
+	return nil
 }

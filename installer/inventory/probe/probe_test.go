@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +11,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/tpm2/tpm2test"
 )
 
 func run(t *testing.T, name string, args ...string) {
@@ -120,41 +119,17 @@ func TestNoMemoryInformation(t *testing.T) {
 	}
 }
 
-// TestManufacturer asks a real TPM, swtpm.
-func TestManufacturer(t *testing.T) {
-	dir := t.TempDir() // swtpm wants an absolute path
-	socket := filepath.Join(dir, "socket")
-	ctx, stop := context.WithCancel(t.Context())
-	swtpm := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--server", "type=unixio,path="+socket, "--flags", "not-need-init,startup-clear")
-	var log strings.Builder
-	swtpm.Stderr = &log
-	if err := swtpm.Start(); err != nil {
+// TestTPM asks a real TPM, swtpm.
+func TestTPM(t *testing.T) {
+	chip := tpm2test.Measured(t)
+	var found inventory.TPM
+	if err := readTPM(t.Context(), chip.TPM, &found); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		stop()
-		_ = swtpm.Wait() // it was killed
-	})
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("swtpm has not started: %s", &log)
-		}
+	if found.Manufacturer != "IBM" || len(found.PCRs) != 24 || found.PCRs[8] != strings.Repeat("0", 64) || found.PCRs[7] == found.PCRs[8] {
+		t.Errorf("%+v", found)
 	}
-	tpm, err := linuxudstpm.Open(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := manufacturer(tpm)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != "IBM" {
-		t.Errorf("manufacturer %q: want IBM", got)
-	}
-	if _, err := askTPM(t.Context(), filepath.Join(dir, "none")); err == nil {
+	if err := askTPM(t.Context(), filepath.Join(t.TempDir(), "none"), &found); err == nil {
 		t.Error("a TPM that is not there answered")
 	}
 }

@@ -13,7 +13,7 @@ VM_TIMEOUT ?= 20m
 
 export CGO_ENABLED = 0
 
-.PHONY: all build initramfs rootfs setup demo test test-full test-unit test-vm lint generate bench clean
+.PHONY: all build initramfs rootfs roots setup demo test test-full test-unit test-vm lint generate bench clean
 
 all: build initramfs
 
@@ -34,6 +34,10 @@ initramfs: setup
 rootfs: setup
 	@hack/demo/rootfs
 
+# The same root with each program for the network, for the tests.
+roots: rootfs
+	@hack/network/roots
+
 # The main job, from PXE to a login prompt. What it needs is made side by side:
 # the root file-system waits for the network, and the compiler does not.
 demo: setup
@@ -47,11 +51,11 @@ test-unit: setup
 	$(GO) test $$($(GO) list ./... | grep -v '/hack/e2e')
 	$(GO) test -count=1 ./hack/houserules/...
 
-test-vm: setup build initramfs rootfs
+test-vm: setup build initramfs roots
 	$(GO) test -count=1 -timeout $(VM_TIMEOUT) -v $(VM_TESTS)
 
 # The long series too.
-test-full: setup lint test-unit build initramfs rootfs
+test-full: setup lint test-unit build initramfs roots
 	$(GO) test -tags full -count=1 -timeout 120m -v $(VM_TESTS)
 
 lint:

@@ -31,7 +31,9 @@ func OpenShell(ctx context.Context, socket string) (*Shell, error) {
 		// answer is a sum that the echo does not have.
 		fmt.Fprintf(conn, "echo here-$((%d + 1000))\n", try)
 		if err := s.readTo(ctx, fmt.Sprintf("here-%d", try+1000), 2*time.Second); err == nil {
-			return s, nil
+			// systemd's programs see a terminal, and would colour it.
+			_, err := s.Run(ctx, "export TERM=dumb SYSTEMD_COLORS=0 SYSTEMD_PAGER=")
+			return s, err
 		}
 		if ctx.Err() != nil {
 			return nil, errors.Join(fmt.Errorf("the machine's shell does not answer: %w", context.Cause(ctx)), conn.Close())

@@ -1,5 +1,5 @@
 // Package mkfs makes the command lines that make file systems: mke2fs(8),
-// mkfs.fat(8), mkfs.xfs(8), mkfs.btrfs(8).
+// mkfs.fat(8), mkfs.xfs(8), mkfs.btrfs(8), mkswap(8).
 //
 // It runs nothing, and decides nothing: UUIDs, labels and sizes are in the
 // layout.
@@ -18,6 +18,9 @@ import (
 // make it.
 func Format(device string, sectorSize uint32, p storage.Partition) (tool.Cmd, error) {
 	c := tool.Cmd{Name: "mkfs." + p.FileSystem}
+	if p.FileSystem == storage.Swap {
+		c.Name = "mkswap"
+	}
 	switch p.FileSystem {
 	case storage.Ext4:
 		// Block and inode size are fixed because the layout was computed with
@@ -44,6 +47,8 @@ func Format(device string, sectorSize uint32, p storage.Partition) (tool.Cmd, er
 		c.Args = []string{"-q", "-f", "-K", "-m", "uuid=" + p.FSUUID, "-L", p.Label, device}
 	case storage.Btrfs:
 		c.Args = []string{"-q", "-f", "-K", "-U", p.FSUUID, "-L", p.Label, device}
+	case storage.Swap:
+		c.Args = []string{"--uuid", p.FSUUID, "--label", p.Label, device}
 	default:
 		return tool.Cmd{}, storage.Errorf(storage.CodeFileSystem, "no way to make a file system %q on %s", p.FileSystem, device)
 	}

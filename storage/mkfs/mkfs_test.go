@@ -47,6 +47,7 @@ func TestFormat(t *testing.T) {
 		{512 * storage.MiB, 4096, storage.Partition{FileSystem: "vfat", Label: "ESP", FSUUID: "89AB-CDEF"}, []string{"/usr/sbin/fsck.vfat", "-n"}},
 		{320 * storage.MiB, 512, storage.Partition{FileSystem: "xfs", Label: "srv", FSUUID: id}, []string{"/usr/sbin/xfs_repair", "-n", "-f"}},
 		{300 * storage.MiB, 512, storage.Partition{FileSystem: "btrfs", Label: "a label", FSUUID: id}, []string{"/usr/bin/btrfs", "check"}},
+		{64 * storage.MiB, 512, storage.Partition{FileSystem: "swap", Label: "swap", FSUUID: id}, []string{"/usr/sbin/swaplabel"}},
 	}
 	for _, c := range cases {
 		t.Run(fmt.Sprintf("%s-%d-%d", c.p.FileSystem, c.size, c.sector), func(t *testing.T) {

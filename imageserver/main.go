@@ -21,10 +21,7 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/firstlight/firstlight/imageserver/catalog/store"
 	"github.com/firstlight/firstlight/imageserver/client"
-	"github.com/firstlight/firstlight/imageserver/object"
-	"github.com/firstlight/firstlight/imageserver/object/dir"
 	"github.com/firstlight/firstlight/imageserver/scrub"
 	"github.com/firstlight/firstlight/imageserver/server"
 	"github.com/firstlight/firstlight/imageserver/upstream"
@@ -89,24 +86,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			return err
 		}
 	}
-	objects, err := dir.Open(options.Data)
-	if err != nil {
-		return fmt.Errorf("opening the object store: %w", err)
-	}
-	defer func() { err = errors.Join(err, objects.Close()) }()
-	images, err := store.Open(options.Data, time.Now)
-	if err != nil {
+	var stored *stores
+	metrics := server.NewMetrics(version(), func() int {
+		if stored == nil {
+			return 0
+		}
+		return stored.images.Len()
+	})
+	if stored, err = openStores(ctx, options, metrics, log); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, images.Close()) }()
-
-	metrics := server.NewMetrics(version(), images.Len)
-	timed := metrics.Timed("dir", objects)
+	defer func() { err = errors.Join(err, stored.close()) }()
 	settings := server.Options{
-		Objects:   timed,
-		Begin:     func() server.Batch { return metrics.TimedBatch("dir", objects.Begin()) },
-		Images:    images,
-		Ready:     func(context.Context) error { return ready(options.Data) },
+		Objects:   stored.objects,
+		Begin:     stored.begin,
+		Images:    stored.images,
+		Shared:    stored.shared,
+		Ready:     stored.ready,
 		Metrics:   metrics,
 		Log:       log,
 		Workers:   max(2, runtime.GOMAXPROCS(0)),
@@ -115,24 +111,25 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		Started:   time.Now(),
 		TLS:       !options.Insecure,
 	}
-	scrubbing := scrub.Options{Store: objects, BytesPerSecond: uint64(options.ScrubRate * (1 << 20)), Interval: options.ScrubInterval, Log: log}
+	scrubbing := scrub.Options{Store: stored.scrub, BytesPerSecond: uint64(options.ScrubRate * (1 << 20)), Interval: options.ScrubInterval, Log: log}
 	if options.Upstream != "" {
 		dial, err := dialUpstream(options)
 		if err != nil {
 			return err
 		}
 		cache := upstream.New(upstream.Options{
-			Dial: dial, Objects: timed, Log: log,
-			Begin: func() upstream.Batch { return metrics.TimedBatch("dir", objects.Begin()) },
+			Dial: dial, Objects: stored.objects, Log: log,
+			Begin: func() upstream.Batch { return stored.begin() },
+			Asked: metrics.Cache("upstream"), Observe: metrics.Backend("upstream"),
 		})
 		defer cache.Close()
-		settings.Objects, settings.Images = cache, upstream.NewImages(images, cache, log)
+		settings.Objects, settings.Images = cache, upstream.NewImages(stored.images, cache, log)
 		settings.ReadOnly = "this image server only gives out what " + options.Upstream + " has; change the images there"
 		scrubbing.Heal = cache.Get
 	}
 	scrubber := scrub.New(scrubbing)
 	settings.Damaged = scrubber.Damaged
-	settings.Scrub = func() server.Scrub { return scrubbed(scrubber, objects) }
+	settings.Scrub = func() server.Scrub { return scrubbed(scrubber, stored) }
 	service := server.New(settings)
 	mux.RPC = auth.NewServer(server.Policy(), options.Insecure, append(server.Tuning(), grpc.StatsHandler(metrics))...)
 	mux.Calls = service.Calls(options.Insecure)
@@ -147,7 +144,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	announce(log, options, listener.Addr())
 	var background sync.WaitGroup
 	until, stop := context.WithCancel(ctx)
-	background.Go(func() { count(until, metrics, objects, log) })
+	background.Go(func() { count(until, metrics, stored, log) })
 	background.Go(func() { service.Keep(until) })
 	if options.ScrubRate > 0 {
 		background.Go(func() { scrubber.Run(until) })
@@ -177,9 +174,9 @@ func dialUpstream(options options) (func(context.Context) (upstream.Source, erro
 }
 
 // scrubbed is what the pages show of damage.
-func scrubbed(scrubber *scrub.Scrubber, objects *dir.Store) server.Scrub {
+func scrubbed(scrubber *scrub.Scrubber, stored *stores) server.Scrub {
 	r := scrubber.Report()
-	quarantined, packs := objects.Quarantined()
+	quarantined, packs := stored.quarantined()
 	return server.Scrub{
 		Objects: r.Objects, Bytes: r.Bytes, Damaged: r.Damaged, Healed: r.Healed, LastPass: r.LastPass,
 		Quarantined: quarantined, Packs: packs,
@@ -190,10 +187,33 @@ func scrubbed(scrubber *scrub.Scrubber, objects *dir.Store) server.Scrub {
 // with the programs' text and stacks it stays below 512 MiB.
 const memoryLimit = 400 << 20
 
+// countInterval is the time between two countings of what other servers change too.
+const countInterval = time.Minute
+
 // count fills the gauges; a large store takes a while.
-func count(ctx context.Context, metrics *server.Metrics, objects object.Store, log *slog.Logger) {
-	if err := metrics.Count(ctx, objects); err != nil && ctx.Err() == nil {
-		log.Error("counting the objects", "error", err)
+func count(ctx context.Context, metrics *server.Metrics, stored *stores, log *slog.Logger) {
+	for {
+		var err error
+		if stored.shared != nil {
+			err = stored.shared.Refresh(ctx)
+		}
+		if err == nil {
+			err = metrics.Count(ctx, stored.objects)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			log.Error("counting the objects", "error", err)
+		}
+		if stored.shared == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(countInterval):
+		}
 	}
 }
 
@@ -206,17 +226,25 @@ func announce(log *slog.Logger, options options, address net.Addr) {
 	if options.Upstream != "" {
 		log.Info("images come from upstream", "address", options.Upstream)
 	}
+	if options.Store != "" {
+		log.Info("images are in a bucket", "store", options.Store, "cache", options.Data)
+	}
 	log.Info("serving", "address", address.String(), "data", options.Data, "version", version())
 }
 
 // minimumFree is how many bytes must be free for the server to be ready.
 const minimumFree = 64 << 20
 
-// ready says whether the data directory is there and has room.
-func ready(data string) error {
+// hasCatalog says whether the data directory is there.
+func hasCatalog(data string) error {
 	if _, err := os.Stat(filepath.Join(data, "images")); err != nil {
 		return fmt.Errorf("the data directory: %w", err)
 	}
+	return nil
+}
+
+// hasRoom says whether the data directory has some.
+func hasRoom(data string) error {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(data, &fs); err != nil {
 		return fmt.Errorf("the data directory: %w", err)

@@ -32,7 +32,9 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	_ = os.Remove(gatewayProgram()) // most runs have none
+	os.Exit(code)
 }
 
 // process is an image server in a process of its own.
@@ -269,7 +271,8 @@ func TestRefusesToStart(t *testing.T) {
 		"another's key":          {"--data @ --tls-cert " + cert + " --tls-key " + filepath.Join(other.secrets, pki.ImageserverKeyFile), "TRU-008: ", 8},
 		"empty client CA":        {"--data @ --tls-cert " + cert + " --tls-key " + key + " --client-ca " + noCA, "TRU-008: ", 8},
 		"expired":                {"--data @ --tls-cert " + expired.Cert + " --tls-key " + expired.Key, "TRU-009: ", 8},
-		"unknown flag":           {"--data @ --store s3://bucket", "unknown flag: --store", 2},
+		"unknown flag":           {"--data @ --stor s3://bucket", "unknown flag: --stor", 2},
+		"no endpoint":            {"--data @ --insecure --store s3://bucket", "SRV-016: ", 1},
 		"no transfers":           {"--data @ --insecure --max-transfers 0", "--max-transfers", 2},
 		"stray word":             {"--data @ serve", `"serve" is no flag`, 2},
 		"port in use":            {"--data @ --insecure --listen 256.0.0.1:1", "SRV-002: ", 1},
@@ -306,12 +309,12 @@ func TestPrecedence(t *testing.T) {
 		return map[string]string{"IMAGESERVER_CONFIG": file, "IMAGESERVER_DATA": "/env", "IMAGESERVER_TLS_CERT": "env", "IMAGESERVER_INSECURE": "true"}[name]
 	}
 	got, err := parseOptions([]string{"--tls-cert=arg"}, getenv, io.Discard)
-	want := options{Listen: "file:1", Data: "/env", TLSCert: "arg", RequireClientCert: true, Insecure: true, MaxTransfers: 64, ScrubRate: 10, ScrubInterval: 24 * time.Hour}
+	want := options{Listen: "file:1", Data: "/env", TLSCert: "arg", RequireClientCert: true, Insecure: true, MaxTransfers: 64, CacheSize: 20, ScrubRate: 10, ScrubInterval: 24 * time.Hour}
 	if err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 	for text, lines := range map[string][]string{
-		"lisen: x\nstore: y\ndata: [a]\ninsecure: perhaps\n": {"line 1: lisen", "line 2: store", "line 3: data", "line 4: insecure"},
+		"lisen: x\nstor: y\ndata: [a]\ninsecure: perhaps\n": {"line 1: lisen", "line 2: stor", "line 3: data", "line 4: insecure"},
 		"data: a\ndata: b\n": {"already defined"},
 		"- a\n":              {"line 1"},
 		"data: *x\n":         {"unknown anchor"},

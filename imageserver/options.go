@@ -17,6 +17,8 @@ import (
 type options struct {
 	Listen            string
 	Data              string
+	Store             string
+	CacheSize         float64
 	TLSCert           string
 	TLSKey            string
 	ClientCA          string
@@ -56,6 +58,8 @@ func flags(o *options) *pflag.FlagSet {
 	fs.SortFlags = false
 	fs.StringVar(&o.Listen, "listen", ":6971", "`address` to listen on, host:port")
 	fs.StringVar(&o.Data, "data", "", "`directory` of the embedded store: objects and images")
+	fs.StringVar(&o.Store, "store", "", "`bucket` where objects and images are kept instead, for many servers: s3://BUCKET[/PREFIX]?endpoint=URL[&region=REGION]; --data is then a cache")
+	fs.Float64Var(&o.CacheSize, "cache-size", 20, "`GiB` of the bucket's packs that are kept in --data")
 	fs.StringVar(&o.TLSCert, "tls-cert", "", "PEM `file` of the server's certificate")
 	fs.StringVar(&o.TLSKey, "tls-key", "", "PEM `file` of its private key")
 	fs.StringVar(&o.ClientCA, "client-ca", "", "PEM `file` of the CA that signs client certificates; without it nobody can write")
@@ -191,7 +195,10 @@ environment, and that wins over the file.
 // words.
 func (o options) check() error {
 	if o.Data == "" {
-		return &usageError{errors.New("--data DIR is needed: the directory where images are kept")}
+		return &usageError{errors.New("--data DIR is needed: the directory where images are kept, or with --store the cache")}
+	}
+	if o.CacheSize < 0 || o.CacheSize > 1<<20 {
+		return &usageError{fmt.Errorf("--cache-size is 0 to 1048576 GiB, not %g", o.CacheSize)}
 	}
 	if o.MaxTransfers < 1 || o.MaxTransfers > 4096 {
 		return &usageError{fmt.Errorf("--max-transfers is 1 to 4096, not %d", o.MaxTransfers)}

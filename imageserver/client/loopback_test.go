@@ -48,7 +48,7 @@ func newSite(t testing.TB, secure bool) *site {
 	if s.objects, err = dir.Open(s.data); err != nil {
 		t.Fatal(err)
 	}
-	images, err := store.Open(s.data, time.Now)
+	images, err := store.Open(s.data, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

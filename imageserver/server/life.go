@@ -42,6 +42,8 @@ const (
 	dueInterval = time.Minute
 	// deleteBatch is how many objects are deleted while nobody may add an image.
 	deleteBatch = 256
+	// sharedDeleteBatch is the same where each batch asks a bucket several times.
+	sharedDeleteBatch = 8192
 )
 
 // uses remembers when objects were last sent or asked for by somebody who may
@@ -293,6 +295,9 @@ func (s *Server) CollectGarbage(request *pb.CollectGarbageRequest, stream grpc.S
 		since: s.uses.since(time.Now(), grace), marked: make(map[object.Digest]bool), seen: make(map[object.Digest]bool),
 	}
 	err := c.run(stream.Context())
+	if err == nil {
+		err = c.free(stream.Context(), grace)
+	}
 	// Before the last answer: who has it may begin again at once.
 	s.collecting.Unlock()
 	if err != nil {
@@ -320,6 +325,11 @@ type collection struct {
 
 func (c *collection) run(ctx context.Context) error {
 	s := c.server
+	if s.options.Shared != nil {
+		if err := s.options.Shared.Refresh(ctx); err != nil {
+			return err
+		}
+	}
 	due := s.options.Images.Due()
 	if !c.dryRun {
 		var err error
@@ -349,8 +359,12 @@ func (c *collection) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for ; len(candidates) > 0; candidates = candidates[min(deleteBatch, len(candidates)):] {
-		if err := c.sweep(ctx, candidates[:min(deleteBatch, len(candidates))], gone); err != nil {
+	batch := deleteBatch
+	if s.options.Shared != nil {
+		batch = sharedDeleteBatch
+	}
+	for ; len(candidates) > 0; candidates = candidates[min(batch, len(candidates)):] {
+		if err := c.sweep(ctx, candidates[:min(batch, len(candidates))], gone); err != nil {
 			return err
 		}
 		if err := c.progress(); err != nil {
@@ -372,7 +386,11 @@ func (c *collection) progress() error {
 // mark notes what the images need. A manifest that cannot be read ends the
 // collection: nobody can say what its image needs.
 func (c *collection) mark(ctx context.Context, gone map[string]bool) error {
-	for _, entry := range c.server.here() {
+	entries, err := c.server.looked(ctx)
+	if err != nil {
+		return fmt.Errorf("nothing more is deleted: %w", err)
+	}
+	for _, entry := range entries {
 		if gone[entry.Name] || c.seen[entry.Digest] {
 			continue
 		}
@@ -431,7 +449,8 @@ func (c *collection) sweep(ctx context.Context, batch []object.Info, gone map[st
 	for _, info := range batch {
 		switch {
 		case c.marked[info.Digest]:
-		case s.uses.recent(info.Digest, c.since, s.options.Started):
+		case s.uses.recent(info.Digest, c.since, s.options.Started),
+			s.options.Shared != nil && s.options.Shared.Since(info.Digest).After(c.since):
 			c.answer.Recent++
 		default:
 			unneeded = append(unneeded, info.Digest)
@@ -440,6 +459,9 @@ func (c *collection) sweep(ctx context.Context, batch []object.Info, gone map[st
 	}
 	if !c.dryRun {
 		if err := deleteAll(ctx, s.options.Objects, unneeded); err != nil {
+			return err
+		}
+		if err := c.comeBack(ctx, unneeded); err != nil {
 			return err
 		}
 		s.options.Metrics.deleted(uint64(len(unneeded)), bytes)

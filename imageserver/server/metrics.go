@@ -24,6 +24,7 @@ type Metrics struct {
 	objects        prometheus.Gauge
 	storedBytes    prometheus.Gauge
 	backend        *prometheus.HistogramVec
+	cacheRequests  *prometheus.CounterVec
 
 	started, handled, received, sent *prometheus.CounterVec
 	handling                         *prometheus.HistogramVec
@@ -54,6 +55,8 @@ func NewMetrics(version string, images func() int) *Metrics {
 	m.storedBytes = gauge("imageserver_stored_bytes", "Bytes of the objects as they are stored.")
 	m.backend = histogram("imageserver_backend_request_duration_seconds", "Time that the object store took.",
 		prometheus.ExponentialBuckets(0.0001, 4, 10), "backend", "op")
+
+	m.cacheRequests = counter("imageserver_cache_requests_total", "Objects that were opened, by whether their bytes were in the cache.", "cache", "result")
 
 	method := []string{"grpc_type", "grpc_service", "grpc_method"}
 	m.started = counter("grpc_server_started_total", "Calls started.", method...)
@@ -195,6 +198,24 @@ func (m *Metrics) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Con
 
 // HandleConn does nothing.
 func (m *Metrics) HandleConn(context.Context, stats.ConnStats) {}
+
+// Backend is to be told of each request to a backend that does its own timing.
+func (m *Metrics) Backend(backend string) func(op string, took time.Duration) {
+	return func(op string, took time.Duration) { m.backend.WithLabelValues(backend, op).Observe(took.Seconds()) }
+}
+
+// Cache is to be told, for each object that is opened, whether its bytes were in the
+// cache of this name.
+func (m *Metrics) Cache(cache string) func(hit bool) {
+	hits, misses := m.cacheRequests.WithLabelValues(cache, "hit"), m.cacheRequests.WithLabelValues(cache, "miss")
+	return func(hit bool) {
+		if hit {
+			hits.Inc()
+		} else {
+			misses.Inc()
+		}
+	}
+}
 
 // Timed is store with its requests timed, under the backend's name.
 func (m *Metrics) Timed(backend string, store object.Store) object.Store {

@@ -89,7 +89,7 @@ func serve(t *testing.T, config *tls.Config, open bool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := store.Open(data, time.Now)
+	images, err := store.Open(data, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,6 +57,8 @@ type Options struct {
 	// object is then put by itself.
 	Begin  func() Batch
 	Images Images
+	// Shared is the store again where other servers use it too, else nil.
+	Shared Shared
 	// Ready says whether the stores can be used now.
 	Ready   func(ctx context.Context) error
 	Metrics *Metrics
@@ -207,7 +209,7 @@ func (s *Server) GetImage(request *pb.GetImageRequest, stream grpc.ServerStreami
 	if err != nil {
 		return s.failed("GetImage", fmt.Errorf("manifest of %s: %w", entry.Name, err))
 	}
-	sizes, err := s.storedSizes(ctx, entry.Digest, raw)
+	sizes, err := s.storedSizes(ctx, entry.Name, entry.Digest, raw)
 	if err != nil {
 		return s.failed("GetImage", err)
 	}
@@ -229,7 +231,7 @@ func (s *Server) GetImage(request *pb.GetImageRequest, stream grpc.ServerStreami
 }
 
 // storedSizes are the stored bytes of a manifest's objects, 0 for missing ones.
-func (s *Server) storedSizes(ctx context.Context, digest object.Digest, raw []byte) ([]uint64, error) {
+func (s *Server) storedSizes(ctx context.Context, name string, digest object.Digest, raw []byte) ([]uint64, error) {
 	if sizes, ok := s.sizes.get(digest); ok {
 		return sizes, nil
 	}
@@ -246,10 +248,38 @@ func (s *Server) storedSizes(ctx context.Context, digest object.Digest, raw []by
 	for i, wanted := range objects {
 		sizes[i] = infos[wanted.Digest].StoredSize
 	}
-	if len(infos) == len(objects) {
+	whole := len(infos) == len(objects)
+	if remote, ok := s.options.Objects.(remoteSizes); ok && !whole {
+		whole = s.askSizes(ctx, remote, name, digest, objects, sizes)
+	}
+	if whole {
 		s.sizes.put(digest, sizes)
 	}
 	return sizes, nil
+}
+
+// remoteSizes is a store that can ask another one how many bytes objects have there
+// that it lacks itself.
+type remoteSizes interface {
+	StoredSizes(ctx context.Context, name string, manifest object.Digest) (map[object.Digest]uint64, error)
+}
+
+// askSizes fills in the sizes of objects that are not here, and says whether none is
+// left open. They are hints: where nobody answers, they stay 0.
+func (s *Server) askSizes(ctx context.Context, remote remoteSizes, name string, digest object.Digest, objects []image.Object, sizes []uint64) bool {
+	known, err := remote.StoredSizes(ctx, name, digest)
+	if err != nil {
+		s.options.Log.Warn("asking upstream for the sizes of an image's objects", "name", name, "error", err)
+		return false
+	}
+	whole := true
+	for i, wanted := range objects {
+		if sizes[i] == 0 {
+			sizes[i] = known[wanted.Digest]
+		}
+		whole = whole && sizes[i] != 0
+	}
+	return whole
 }
 
 // stat looks up objects on several goroutines; missing ones are left out.
@@ -364,6 +394,9 @@ func (s *Server) AddImage(stream grpc.ClientStreamingServer[pb.AddImageRequest, 
 	}
 	s.uses.gate.RLock()
 	defer s.uses.gate.RUnlock()
+	if err := s.reviveAll(ctx, info.Digest, manifest); err != nil {
+		return s.failed("AddImage", err)
+	}
 	if err := s.complete(ctx, manifest); err != nil {
 		return err
 	}
@@ -373,6 +406,9 @@ func (s *Server) AddImage(stream grpc.ClientStreamingServer[pb.AddImageRequest, 
 		Attributes: manifest.Attributes,
 	}, info, raw)
 	if err != nil {
+		return s.failed("AddImage", err)
+	}
+	if err := s.stillComplete(ctx, added, existed, manifest); err != nil {
 		return s.failed("AddImage", err)
 	}
 	s.uses.arrived(ctx)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/firstlight/firstlight/imageserver/catalog"
 	"github.com/firstlight/firstlight/imageserver/catalog/store"
@@ -38,7 +39,9 @@ func (i *Images) Resolve(name string) (catalog.Entry, error) {
 	if err != nil {
 		return i.Store.Resolve(name)
 	}
+	start := time.Now()
 	found, err := source.Find(ctx, name)
+	i.objects.took("find", start)
 	var coded *client.Error
 	switch {
 	case err == nil:
@@ -63,7 +66,9 @@ func (i *Images) List(prefix string) []catalog.Entry {
 	if err != nil {
 		return i.Store.List(prefix)
 	}
+	start := time.Now()
 	found, err := source.List(ctx, prefix)
+	i.objects.took("list", start)
 	if err != nil {
 		i.log.Warn("asking upstream for its images; what is known here counts", "error", err)
 		return i.Store.List(prefix)

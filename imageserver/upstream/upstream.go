@@ -30,12 +30,15 @@ const (
 	nameTimeout = 10 * time.Second
 	// dialPause is the time after a failed connection in which none is tried.
 	dialPause = 3 * time.Second
+	// mostFresh bounds how many fetched objects are remembered that nobody opened.
+	mostFresh = 1 << 20
 )
 
 // Source is the server that is mirrored; client.Client is one.
 type Source interface {
 	Find(ctx context.Context, name string) (client.Image, error)
 	List(ctx context.Context, prefix string) ([]client.Image, error)
+	Manifest(ctx context.Context, name string) (client.Found, error)
 	Have(ctx context.Context, digests []object.Digest) ([]bool, error)
 	Fetch(ctx context.Context, digests []object.Digest, f func(object.Piece) error) error
 }
@@ -73,6 +76,11 @@ type Options struct {
 	// Objects and Begin are the store here.
 	Objects object.Store
 	Begin   func() Batch
+	// Asked is told, for each object that is opened, whether it was here already.
+	// nil: nobody is told.
+	Asked func(hit bool)
+	// Observe is told how long each request to upstream took. nil: nobody is told.
+	Observe func(op string, took time.Duration)
 	Log     *slog.Logger
 }
 
@@ -88,6 +96,7 @@ type Store struct {
 
 	mutex   sync.Mutex
 	flights map[object.Digest]*flight
+	fresh   map[object.Digest]bool // fetched, and not opened since
 
 	dialling sync.Mutex
 	source   Source
@@ -103,7 +112,13 @@ type flight struct {
 
 // New is a Store. Close ends what it fetches.
 func New(options Options) *Store {
-	s := &Store{Store: options.Objects, options: options, places: make(chan struct{}, fetches), flights: make(map[object.Digest]*flight)}
+	if options.Asked == nil {
+		options.Asked = func(bool) {}
+	}
+	if options.Observe == nil {
+		options.Observe = func(string, time.Duration) {}
+	}
+	s := &Store{Store: options.Objects, options: options, places: make(chan struct{}, fetches), flights: make(map[object.Digest]*flight), fresh: make(map[object.Digest]bool)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -138,11 +153,13 @@ func (s *Store) connect(ctx context.Context) (Source, error) {
 func (s *Store) Open(ctx context.Context, digest object.Digest) (io.ReadCloser, error) {
 	r, err := s.Store.Open(ctx, digest)
 	if !errors.Is(err, object.ErrNotFound) {
+		s.asked(digest, err)
 		return r, err
 	}
 	if err := s.Get(ctx, digest); err != nil {
 		return nil, err
 	}
+	s.asked(digest, nil)
 	return s.Store.Open(ctx, digest)
 }
 
@@ -150,13 +167,46 @@ func (s *Store) Open(ctx context.Context, digest object.Digest) (io.ReadCloser, 
 func (s *Store) OpenStored(ctx context.Context, digest object.Digest) (*object.Stored, error) {
 	stored, err := s.Store.OpenStored(ctx, digest)
 	if !errors.Is(err, object.ErrNotFound) {
+		s.asked(digest, err)
 		return stored, err
 	}
 	if err := s.Get(ctx, digest); err != nil {
 		return nil, err
 	}
+	s.asked(digest, nil)
 	return s.Store.OpenStored(ctx, digest)
 }
+
+// asked counts an object that was opened. One that was fetched for its first reader
+// was not here already.
+func (s *Store) asked(digest object.Digest, err error) {
+	if err != nil {
+		return
+	}
+	s.mutex.Lock()
+	fresh := s.fresh[digest]
+	delete(s.fresh, digest)
+	s.mutex.Unlock()
+	s.options.Asked(!fresh)
+}
+
+// StoredSizes is how many bytes the objects of an image have upstream.
+func (s *Store) StoredSizes(ctx context.Context, name string, manifest object.Digest) (map[object.Digest]uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, nameTimeout)
+	defer cancel()
+	source, err := s.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.took("manifest", time.Now())
+	found, err := source.Manifest(ctx, name+"@"+manifest.String())
+	if err != nil {
+		return nil, &Error{"asking upstream for an image", err}
+	}
+	return found.Stored, nil
+}
+
+func (s *Store) took(op string, start time.Time) { s.options.Observe(op, time.Since(start)) }
 
 // DeleteMany is the store's where it has one.
 func (s *Store) DeleteMany(ctx context.Context, digests []object.Digest) error {
@@ -233,6 +283,12 @@ func (s *Store) finish(err error, digests ...object.Digest) {
 	for _, digest := range digests {
 		if f := s.flights[digest]; f != nil {
 			delete(s.flights, digest)
+			if len(s.fresh) == mostFresh {
+				clear(s.fresh)
+			}
+			if err == nil {
+				s.fresh[digest] = true
+			}
 			f.err = err
 			close(f.done)
 		}
@@ -252,7 +308,9 @@ func (s *Store) fetchAll(ctx context.Context, digests []object.Digest) {
 		s.finish(err, digests...)
 		return
 	}
+	start := time.Now()
 	have, err := source.Have(ctx, digests)
+	s.took("have", start)
 	if err != nil {
 		s.finish(&Error{"asking upstream for objects", err}, digests...)
 		return
@@ -278,7 +336,9 @@ func (s *Store) fetch(ctx context.Context, source Source, digests []object.Diges
 	for _, digest := range digests {
 		a.left[digest] = true
 	}
+	start := time.Now()
 	err := source.Fetch(ctx, digests, a.piece)
+	s.took("fetch", start)
 	a.abandon()
 	if commitErr := a.batch.Commit(ctx); commitErr != nil {
 		s.finish(commitErr, digests...)

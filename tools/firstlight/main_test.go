@@ -39,7 +39,7 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	l.objects = objects
-	images, err := store.Open(l.data, time.Now)
+	images, err := store.Open(l.data, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,16 +1,9 @@
 package store
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/firstlight/firstlight/imageserver/catalog"
@@ -20,8 +13,9 @@ import (
 const (
 	aliasesName    = "aliases"
 	retentionsName = "retentions"
-	// namesFormat is the version of the files of aliases and retentions.
-	namesFormat = 1
+	// namesFormat is the version of the files of aliases and retentions. Format 2
+	// has a check.
+	namesFormat = 2
 )
 
 // aliasFile and retentionFile are what is written down.
@@ -31,6 +25,7 @@ type aliasFile struct {
 	Image  string    `json:"image"`
 	Set    time.Time `json:"set"`
 	SetBy  string    `json:"setBy,omitempty"`
+	Check  string    `json:"check,omitempty"`
 }
 
 type retentionFile struct {
@@ -39,86 +34,78 @@ type retentionFile struct {
 	Keep   int       `json:"keep"`
 	Set    time.Time `json:"set"`
 	SetBy  string    `json:"setBy,omitempty"`
+	Check  string    `json:"check,omitempty"`
 }
 
-// readNames reads aliases and retentions into the catalog.
-func (s *Store) readNames(c *catalog.Catalog) error {
-	aliases, err := readAll(s.aliases, func(f aliasFile) (int, string) { return f.Format, f.Name })
-	if err != nil {
-		return err
-	}
-	for _, name := range slices.Sorted(maps.Keys(aliases)) {
-		f := aliases[name]
-		if _, err := c.Get(f.Image, object.Digest{}); err != nil {
-			return &Error{"SRV-014", fmt.Sprintf("the catalog's alias %s cannot be used", name), err}
+func (f *aliasFile) take() (check string) { check, f.Check = f.Check, ""; return check }
+func (f *aliasFile) put(check string)     { f.Check = check }
+
+func (f *aliasFile) alias() catalog.Alias {
+	return catalog.Alias{Name: f.Name, Image: f.Image, Set: f.Set.UTC(), SetBy: f.SetBy}
+}
+
+func (f *retentionFile) take() (check string) { check, f.Check = f.Check, ""; return check }
+func (f *retentionFile) put(check string)     { f.Check = check }
+
+func (f *retentionFile) retention() catalog.Retention {
+	return catalog.Retention{Stream: f.Name, Keep: f.Keep, Set: f.Set.UTC(), SetBy: f.SetBy}
+}
+
+// assembleNames puts aliases and retentions into the catalog.
+func (s *Store) assembleNames(c *catalog.Catalog, all map[string]known) error {
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		switch f := all[key].content.(type) {
+		case *aliasFile:
+			_, err := c.Get(f.Image, object.Digest{})
+			var alias catalog.Alias
+			if err == nil {
+				alias, _, err = c.PrepareAlias(f.Name, f.Image, f.SetBy, f.Set)
+			}
+			switch {
+			case err == nil:
+				c.PutAlias(alias)
+			case s.files.shared() || s.options.Disposable:
+				s.options.Log.Warn("an alias means nothing", "alias", f.Name, "error", err)
+			default:
+				return &Error{"SRV-014", fmt.Sprintf("the catalog's alias %s cannot be used", f.Name), err}
+			}
+		case *retentionFile:
+			c.PutRetention(f.retention())
 		}
-		alias, _, err := c.PrepareAlias(f.Name, f.Image, f.SetBy, f.Set)
-		if err != nil {
-			return &Error{"SRV-014", fmt.Sprintf("the catalog's alias %s cannot be used", name), err}
-		}
-		c.PutAlias(alias)
-	}
-	retentions, err := readAll(s.retention, func(f retentionFile) (int, string) { return f.Format, f.Name })
-	if err != nil {
-		return err
-	}
-	for _, f := range retentions {
-		if f.Keep < 1 {
-			return &Error{"SRV-014", fmt.Sprintf("the catalog's retention of %s keeps %d images", f.Name, f.Keep), nil}
-		}
-		c.PutRetention(catalog.Retention{Stream: f.Name, Keep: f.Keep, Set: f.Set.UTC(), SetBy: f.SetBy})
 	}
 	return nil
 }
 
-// readAll reads the files of a directory, by the names in them.
-func readAll[F any](directory string, of func(F) (format int, name string)) (map[string]F, error) {
-	names, err := os.ReadDir(directory)
+func readAlias(data []byte, name string) (*aliasFile, error) {
+	if err := checkVersion(data, namesFormat); err != nil {
+		return nil, fmt.Errorf("an alias: %w", err)
+	}
+	var f aliasFile
+	err := decode(data, &f, func() int { return f.Format }, namesFormat)
+	if err == nil && (catalog.CheckName(f.Name) != nil || fileName(f.Name) != name) {
+		err = fmt.Errorf("it describes %q", f.Name)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the catalog: %w", err)
+		return nil, fmt.Errorf("an alias: %w", err)
 	}
-	found := make(map[string]F)
-	for _, name := range names {
-		path := filepath.Join(directory, name.Name())
-		if strings.HasPrefix(name.Name(), newPrefix) {
-			// Left by a process that died before the rename.
-			if err := os.Remove(path); err != nil {
-				return nil, fmt.Errorf("cleaning up the catalog: %w", err)
-			}
-			continue
-		}
-		f, err := readOne[F](path)
-		if err == nil {
-			switch format, in := of(f); {
-			case format != namesFormat:
-				err = fmt.Errorf("it has format %d, this program reads format %d", format, namesFormat)
-			case catalog.CheckName(in) != nil || fileName(in) != name.Name():
-				err = fmt.Errorf("it describes %q", in)
-			default:
-				found[in] = f
-			}
-		}
-		if err != nil {
-			return nil, &Error{"SRV-014", "the catalog's file " + path + " cannot be used", err}
-		}
-	}
-	return found, nil
+	return &f, nil
 }
 
-func readOne[F any](path string) (f F, err error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return f, err
+func readRetention(data []byte, name string) (*retentionFile, error) {
+	if err := checkVersion(data, namesFormat); err != nil {
+		return nil, err
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&f); err != nil {
-		return f, err
+	var f retentionFile
+	err := decode(data, &f, func() int { return f.Format }, namesFormat)
+	switch {
+	case err != nil:
+		return nil, err
+	case catalog.CheckName(f.Name) != nil || fileName(f.Name) != name:
+		return nil, fmt.Errorf("it describes %q", f.Name)
+	case f.Keep < 1:
+		return nil, fmt.Errorf("the retention of %s keeps %d images", f.Name, f.Keep)
 	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return f, errors.New("something follows it")
-	}
-	return f, nil
+	return &f, nil
 }
 
 // AliasesOf is catalog.Catalog's.
@@ -132,59 +119,54 @@ func (s *Store) AliasesOf(image string) []string {
 // step. It returns that image and the name of the one that it meant before, ""
 // where there was none. The error is a *catalog.Error where a name cannot be
 // used.
-func (s *Store) Promote(name, target, by string) (catalog.Entry, string, error) {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	alias, entry, err := s.catalog.PrepareAlias(name, target, by, s.now())
+func (s *Store) Promote(name, target, by string) (entry catalog.Entry, before string, err error) {
+	err = s.change("writing alias "+name+" into the catalog", func() (string, string, summed, error) {
+		alias, image, err := s.catalog.PrepareAlias(name, target, by, s.options.Now())
+		if err != nil {
+			return "", "", nil, err
+		}
+		entry = image
+		old, _ := s.catalog.Alias(name)
+		if before = old.Image; before == alias.Image {
+			return "", "", nil, nil
+		}
+		return aliasesName, name, &aliasFile{Format: namesFormat, Name: name, Image: alias.Image, Set: alias.Set, SetBy: by}, nil
+	})
 	if err != nil {
 		return catalog.Entry{}, "", err
 	}
-	before, _ := s.catalog.Alias(name)
-	if before.Image == alias.Image {
-		return entry, before.Image, nil
-	}
-	err = writeFile(s.aliases, name, aliasFile{Format: namesFormat, Name: name, Image: alias.Image, Set: alias.Set, SetBy: by})
-	if err != nil {
-		return catalog.Entry{}, "", fmt.Errorf("writing alias %s into the catalog: %w", name, err)
-	}
-	s.catalog.PutAlias(alias)
-	return entry, before.Image, nil
+	// In a bucket, another server may just have deleted the image.
+	_, err = s.Resolve(name)
+	return entry, before, err
 }
 
 // DeleteAlias takes an alias away, durably, and returns it; false where there is
 // none of this name.
-func (s *Store) DeleteAlias(name string) (catalog.Alias, bool, error) {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	alias, ok := s.catalog.Alias(name)
-	if !ok {
-		return catalog.Alias{}, false, nil
-	}
-	if err := removeFile(s.aliases, name); err != nil {
-		return catalog.Alias{}, false, fmt.Errorf("deleting alias %s: %w", name, err)
-	}
-	s.catalog.RemoveAlias(name)
-	return alias, true, nil
+func (s *Store) DeleteAlias(name string) (alias catalog.Alias, found bool, err error) {
+	err = s.change("deleting alias "+name, func() (string, string, summed, error) {
+		if alias, found = s.catalog.Alias(name); !found {
+			return "", "", nil, nil
+		}
+		return aliasesName, name, nil, nil
+	})
+	return alias, found, err
 }
 
 // Expire sets when the image of exactly this name may go, durably; the zero time
 // means never. The error is a *catalog.Error where there is no such image.
-func (s *Store) Expire(name string, digest object.Digest, expires time.Time) (catalog.Entry, error) {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	entry, err := s.catalog.Get(name, digest)
-	if err != nil {
-		return catalog.Entry{}, err
-	}
+func (s *Store) Expire(name string, digest object.Digest, expires time.Time) (entry catalog.Entry, err error) {
 	if !expires.IsZero() {
 		expires = expires.UTC()
 	}
-	entry.Expires = expires
-	if err := s.write(entry); err != nil {
-		return catalog.Entry{}, fmt.Errorf("writing image %s into the catalog: %w", name, err)
-	}
-	s.catalog.Put(entry)
-	return entry, nil
+	err = s.change("writing image "+name+" into the catalog", func() (string, string, summed, error) {
+		var err error
+		if entry, err = s.catalog.Get(name, digest); err != nil {
+			return "", "", nil, err
+		}
+		entry.Expires = expires
+		return imagesName, name, fileOf(entry), nil
+	})
+	return entry, err
 }
 
 // Retain sets how many of the newest images directly below a stream are kept,
@@ -194,36 +176,30 @@ func (s *Store) Retain(stream string, keep int, by string) error {
 	if err := catalog.CheckName(stream); err != nil {
 		return err
 	}
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	retention := catalog.Retention{Stream: stream, Keep: keep, Set: s.now().UTC(), SetBy: by}
-	var err error
-	if keep == 0 {
-		err = removeFile(s.retention, stream)
-	} else {
-		err = writeFile(s.retention, stream, retentionFile{Format: namesFormat, Name: stream, Keep: keep, Set: retention.Set, SetBy: by})
-	}
-	if err != nil {
-		return fmt.Errorf("writing the retention of %s into the catalog: %w", stream, err)
-	}
-	s.catalog.PutRetention(retention)
-	return nil
+	return s.change("writing the retention of "+stream+" into the catalog", func() (string, string, summed, error) {
+		if keep == 0 {
+			return retentionsName, stream, nil, nil
+		}
+		return retentionsName, stream, &retentionFile{Format: namesFormat, Name: stream, Keep: keep, Set: s.options.Now().UTC(), SetBy: by}, nil
+	})
 }
 
 // DueIf is what Due would say if the retention were set.
 func (s *Store) DueIf(retention catalog.Retention) []catalog.Due {
+	s.refresh()
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	before, _ := s.catalog.Retention(retention.Stream)
 	before.Stream = retention.Stream
 	s.catalog.PutRetention(retention)
 	defer s.catalog.PutRetention(before)
-	return s.catalog.Due(s.now())
+	return s.catalog.Due(s.options.Now())
 }
 
 // Due is catalog.Catalog's, now.
 func (s *Store) Due() []catalog.Due {
+	s.refresh()
 	s.mutex.RLock()
 	defer s.mutex.RUnlock()
-	return s.catalog.Due(s.now())
+	return s.catalog.Due(s.options.Now())
 }

@@ -17,7 +17,7 @@ func TestNamesLast(t *testing.T) {
 	now := func() time.Time { return time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC) }
 	open := func() *Store {
 		t.Helper()
-		s, err := Open(dir, now)
+		s, err := Open(dir, Options{Now: now})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +72,7 @@ func TestNamesLast(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"newer":       `{"format":2,"name":"x","image":"d/1"}`,
+		"newer":       `{"format":3,"name":"x","image":"d/1"}`,
 		"other name":  `{"format":1,"name":"y","image":"d/1"}`,
 		"leads out":   `{"format":1,"name":"x","image":"../../d/1"}`,
 		"no image":    `{"format":1,"name":"x","image":"d/9"}`,
@@ -85,7 +85,7 @@ func TestNamesLast(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(dir, now); err == nil || !strings.Contains(err.Error(), "alias") {
+		if _, err := Open(dir, Options{Now: now}); err == nil || !strings.Contains(err.Error(), "alias") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -19,7 +19,7 @@ func clock() time.Time { return time.Date(2026, 11, 20, 12, 0, 0, 5, time.UTC) }
 
 func open(t *testing.T, path string) *store.Store {
 	t.Helper()
-	s, err := store.Open(path, clock)
+	s, err := store.Open(path, store.Options{Now: clock})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestLocked(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	defer closeStore(t, s)
-	if _, err := store.Open(dir, clock); code(err) != "SRV-013" {
+	if _, err := store.Open(dir, store.Options{Now: clock}); code(err) != "SRV-013" {
 		t.Error(err)
 	}
 }
@@ -118,7 +118,7 @@ func TestDamaged(t *testing.T) {
 	good := `{"format":1,"name":"a/1","manifest":"` + object.Of([]byte("x")).String() + `","added":"2026-11-20T00:00:00Z","bytes":1,"objects":1,"inodes":2}`
 	tests := map[string]struct{ data, text string }{
 		"cut off":     {good[:40], "JSON"},
-		"newer":       {strings.Replace(good, `"format":1`, `"format":3,"new":[1]`, 1), "format 3"},
+		"newer":       {strings.Replace(good, `"format":1`, `"format":4,"new":[1]`, 1), "format 4"},
 		"no format":   {strings.Replace(good, `"format":1,`, "", 1), "format 0"},
 		"extra field": {strings.Replace(good, `"bytes"`, `"extra":1,"bytes"`, 1), "extra"},
 		"other name":  {strings.Replace(good, "a/1", "b/1", 1), "b,1.json"},
@@ -132,7 +132,7 @@ func TestDamaged(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "images", "a,1.json"), []byte(test.data), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := store.Open(dir, clock)
+			_, err := store.Open(dir, store.Options{Now: clock})
 			if code(err) != "SRV-014" || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("error %v, want SRV-014 with %q", err, test.text)
 			}

@@ -81,7 +81,9 @@ func openCache(s *Store, path string, limit uint64) (*cache, error) {
 		}
 		files = append(files, info)
 	}
-	slices.SortFunc(files, func(a, b fs.FileInfo) int { return cmp.Or(a.ModTime().Compare(b.ModTime()), cmp.Compare(a.Name(), b.Name())) })
+	slices.SortFunc(files, func(a, b fs.FileInfo) int {
+		return cmp.Or(a.ModTime().Compare(b.ModTime()), cmp.Compare(a.Name(), b.Name()))
+	})
 	for _, info := range files {
 		name := filepath.Join(path, info.Name())
 		id, whole := strings.CutSuffix(info.Name(), packSuffix)

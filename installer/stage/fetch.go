@@ -28,7 +28,6 @@ const (
 // fetch gets what feed says, from as many streams as the options want, and
 // lets workers verify and keep what comes beside them.
 func (s *stage) fetch(ctx context.Context, servers []Fetcher, feed func(ctx context.Context, out chan<- []object.Digest) error) error {
-	s.heard = time.Now()
 	s.jobs = make(chan job)
 	var workers sync.WaitGroup
 	for range s.options.Workers {
@@ -56,11 +55,11 @@ func (s *stage) fetch(ctx context.Context, servers []Fetcher, feed func(ctx cont
 	return group.Wait()
 }
 
-// send divides what is still missing of objects into batches, in their order.
+// send divides what is still missing of objects, and was not sent before, into
+// batches, in their order. It is not called twice at a time.
 func (s *stage) send(ctx context.Context, objects []image.Object, out chan<- []object.Digest) error {
 	var batch []object.Digest
 	var bytes uint64
-	seen := map[object.Digest]bool{}
 	flush := func() error {
 		if len(batch) == 0 {
 			return nil
@@ -74,10 +73,10 @@ func (s *stage) send(ctx context.Context, objects []image.Object, out chan<- []o
 		}
 	}
 	for _, n := range objects {
-		if seen[n.Digest] || !s.wanted(n.Digest, n.Size) {
+		if s.sent[n.Digest] || !s.wanted(n.Digest, n.Size) {
 			continue
 		}
-		seen[n.Digest] = true
+		s.sent[n.Digest] = true
 		if len(batch) == batchObjects || bytes+n.Size > batchBytes {
 			if err := flush(); err != nil {
 				return err
@@ -151,7 +150,9 @@ func (s *stream) fetchAll(ctx context.Context, digests []object.Digest) error {
 			return context.Cause(ctx)
 		}
 		r := newReceiver(ctx, s.stage, digests)
+		s.ask()
 		err := s.server().Fetch(ctx, digests, r.piece)
+		s.answered()
 		r.close()
 		if r.refused != nil {
 			return r.refused
@@ -278,6 +279,22 @@ func (s *stage) waitForServer(ctx context.Context, pause time.Duration, cause er
 	case <-timer.C:
 		return nil
 	}
+}
+
+// ask says that something is asked for: time in which nothing was does not
+// count as the server's.
+func (s *stage) ask() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.asking++; s.asking == 1 && !s.waiting {
+		s.heard = time.Now()
+	}
+}
+
+func (s *stage) answered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asking--
 }
 
 // hear says that something came from the server.

@@ -12,9 +12,11 @@ import (
 	"io"
 	"io/fs"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/imageserver/image"
@@ -77,8 +79,10 @@ type Sink interface {
 
 // Options of Run. The zero value of each is a sensible default.
 type Options struct {
-	// Trees are searched, in order, before the server is asked.
+	// Trees are searched in this order.
 	Trees []Tree
+	// Held has objects already, which Stream takes from there; nil: none.
+	Held *pack.Reader
 	// Limit is the most bytes that the pack may take; 0 means no limit.
 	Limit uint64
 	// Streams is the number of Fetch calls at a time; 0 means 2.
@@ -141,25 +145,54 @@ const (
 // The Getter reads from file, which must stay open as long. servers are asked
 // in their order: the next one where one does not answer, or sends an object
 // wrong.
+//
+// The trees are searched and the servers asked at the same time: what no tree
+// can have, because it has no file of that size, is fetched as soon as that is
+// known.
 func Run(ctx context.Context, servers []Fetcher, file pack.File, need []image.Object, o Options) (object.Getter, error) {
-	writer, err := pack.NewWriter(file, pack.Options{Limit: o.Limit})
-	if err != nil {
-		return nil, &Error{code: CodeStore, err: fmt.Errorf("beginning the pack of objects: %w", err)}
-	}
-	s := newStage(writer, need, o)
-	s.writer = writer
-	for _, tree := range o.Trees {
-		if err := s.search(ctx, tree); err != nil {
-			return nil, err
-		}
-	}
-	err = s.fetch(ctx, servers, func(ctx context.Context, out chan<- []object.Digest) error {
-		return s.send(ctx, s.need, out)
-	})
+	held, _, err := Partly(ctx, servers, file, need, nil, o)
 	if err != nil {
 		return nil, err
 	}
-	return writer.Reader(), nil
+	return held, nil
+}
+
+// Partly is Run for a machine that cannot hold everything. It gathers all of
+// must, and of may what it finds in the trees and the limit has room for;
+// missing are those of may that it has not.
+func Partly(ctx context.Context, servers []Fetcher, file pack.File, must, may []image.Object, o Options) (held *pack.Reader, missing []image.Object, err error) {
+	writer, err := pack.NewWriter(file, pack.Options{Limit: o.Limit})
+	if err != nil {
+		return nil, nil, &Error{code: CodeStore, err: fmt.Errorf("beginning the pack of objects: %w", err)}
+	}
+	if len(must) > 0 {
+		s := newStage(writer, must, o)
+		s.writer = writer
+		group, ctx := errgroup.WithContext(ctx)
+		search := s.newSearch(ctx)
+		group.Go(func() error { return search.run(ctx) })
+		group.Go(func() error {
+			return s.fetch(ctx, servers, func(ctx context.Context, out chan<- []object.Digest) error {
+				if err := s.send(ctx, search.nowhere(ctx), out); err != nil {
+					return err
+				}
+				return s.send(ctx, search.notFound(ctx), out)
+			})
+		})
+		if err := group.Wait(); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(may) > 0 {
+		held := writer.Reader()
+		s := newStage(writer, slices.DeleteFunc(slices.Clone(may), func(o image.Object) bool { return held.Has(o.Digest) }), o)
+		s.writer = writer
+		if err := s.newSearch(ctx).run(ctx); err != nil {
+			return nil, nil, err
+		}
+		missing = s.stillMissing()
+	}
+	return writer.Reader(), missing, nil
 }
 
 // Stream fetches the objects need into sink, in about their order and in
@@ -168,9 +201,49 @@ func Run(ctx context.Context, servers []Fetcher, file pack.File, need []image.Ob
 // Run does. Of the options it uses neither Trees nor Limit.
 func Stream(ctx context.Context, servers []Fetcher, sink Sink, need []image.Object, o Options) error {
 	s := newStage(sink, need, o)
+	var here, away []image.Object
+	for _, n := range need {
+		if o.Held != nil && o.Held.Has(n.Digest) {
+			here = append(here, n)
+		} else {
+			away = append(away, n)
+		}
+	}
 	return s.fetch(ctx, servers, func(ctx context.Context, out chan<- []object.Digest) error {
-		return s.send(ctx, s.need, out)
+		group, ctx := errgroup.WithContext(ctx)
+		var damaged []image.Object
+		group.Go(func() (err error) {
+			damaged, err = s.copyHeld(ctx, o.Held, here)
+			return err
+		})
+		group.Go(func() error { return s.send(ctx, away, out) })
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		return s.send(ctx, damaged, out)
 	})
+}
+
+// copyHeld gives the sink what is held, and returns what was not whole any
+// more: memory can fail too.
+func (s *stage) copyHeld(ctx context.Context, held *pack.Reader, objects []image.Object) (damaged []image.Object, err error) {
+	for _, o := range objects {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		stored, err := held.OpenStored(ctx, o.Digest)
+		if err != nil {
+			return nil, s.refused(err)
+		}
+		switch err := s.sink.AppendStored(stored.Info, stored); {
+		case errors.Is(err, object.ErrDamaged):
+			s.log("%v; asking the image server for it", err)
+			damaged = append(damaged, o)
+		case err != nil:
+			return nil, s.refused(err)
+		}
+	}
+	return damaged, nil
 }
 
 func newStage(sink Sink, need []image.Object, o Options) *stage {
@@ -189,11 +262,12 @@ func newStage(sink Sink, need []image.Object, o Options) *stage {
 	if o.Idle <= 0 {
 		o.Idle = defaultIdle
 	}
-	s := &stage{sink: sink, options: o, need: need, missing: map[object.Digest]uint64{}, bySize: map[uint64]int{}}
+	s := &stage{sink: sink, options: o, need: need, sent: map[object.Digest]bool{},
+		missing: map[object.Digest]uint64{}, bySize: map[uint64][]object.Digest{}}
 	for _, n := range need {
 		if _, twice := s.missing[n.Digest]; !twice {
 			s.missing[n.Digest] = n.Size
-			s.bySize[n.Size]++
+			s.bySize[n.Size] = append(s.bySize[n.Size], n.Digest)
 		}
 	}
 	return s
@@ -204,14 +278,16 @@ type stage struct {
 	writer  *pack.Writer // for what is found in trees
 	sink    Sink         // for what comes from a server
 	jobs    chan job
+	sent    map[object.Digest]bool // given to the streams
 	options Options
 	need    []image.Object // in path order of first use
 
 	mu      sync.Mutex // also held while functions of options are called
 	missing map[object.Digest]uint64
-	bySize  map[uint64]int // how many missing objects have this size
+	bySize  map[uint64][]object.Digest // missing objects by their size
+	asking  int                        // calls of Fetch
 	waiting bool
-	heard   time.Time // when something last came from the server
+	heard   time.Time // when something last came from the server, or was last asked for
 }
 
 // have says that the object has come, verified, from source.
@@ -223,7 +299,7 @@ func (s *stage) have(d object.Digest, source Source) {
 		return // another worker found the same file
 	}
 	delete(s.missing, d)
-	s.bySize[size]--
+	s.bySize[size] = slices.DeleteFunc(s.bySize[size], func(other object.Digest) bool { return other == d })
 	if s.options.Report != nil {
 		s.options.Report(source, 1, size)
 	}
@@ -237,12 +313,29 @@ func (s *stage) wanted(d object.Digest, size uint64) bool {
 	return missing && want == size
 }
 
-// wantedSize says whether an object of that size is still missing, and
-// whether any is.
-func (s *stage) wantedSize(size uint64) (this, any bool) {
+// wantedSize says how many objects of that size are still missing, which it is
+// if it is one, and whether any of any size is.
+func (s *stage) wantedSize(size uint64) (n int, one object.Digest, any bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.bySize[size] > 0, len(s.missing) > 0
+	these := s.bySize[size]
+	if len(these) == 1 {
+		one = these[0]
+	}
+	return len(these), one, len(s.missing) > 0
+}
+
+// stillMissing are the objects that have not come, in their order.
+func (s *stage) stillMissing() []image.Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var missing []image.Object
+	for _, n := range s.need {
+		if _, is := s.missing[n.Digest]; is {
+			missing = append(missing, n)
+		}
+	}
+	return missing
 }
 
 func (s *stage) log(format string, args ...any) {

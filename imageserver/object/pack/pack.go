@@ -529,6 +529,12 @@ func (r *Reader) Len() int {
 	return len(r.contents.at)
 }
 
+// Has reports whether the object is in the pack.
+func (r *Reader) Has(d object.Digest) bool {
+	_, found := r.contents.get(d)
+	return found
+}
+
 // Stat returns what is known of each wanted object that is there, in the order
 // of the request.
 func (r *Reader) Stat(_ context.Context, digests []object.Digest) ([]object.Info, error) {

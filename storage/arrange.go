@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
@@ -14,8 +15,11 @@ func (r *resolver) lay(index int, d chosenDisk, wanted []wantedPartition) (DiskL
 	dl := DiskLayout{
 		Name: d.Name, Path: d.Path, Model: d.Model, Serial: d.Serial, WWN: d.WWN,
 		Size: d.Size, SectorSize: d.SectorSize, PhysicalSectorSize: d.PhysicalSectorSize,
-		Contents: d.Contents, ChosenBy: d.by,
+		Contents: d.Contents, ChosenBy: d.by, Erase: cmp.Or(r.spec.Erase, EraseMetadata),
 		UUID: formatUUID(r.ids(fmt.Sprintf("disk:%d", index))),
+	}
+	if dl.Erase == EraseCrypto {
+		dl.CryptoErase = d.CryptoErase
 	}
 	sector := uint64(d.SectorSize)
 	align := alignment(d.Disk)

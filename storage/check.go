@@ -67,7 +67,6 @@ func (s *Spec) unmade() (fields []string) {
 		set  bool
 	}{
 		{"Preserve", s.Preserve != nil},
-		{"Erase", s.Erase != "" && s.Erase != EraseMetadata},
 	} {
 		if f.set {
 			fields = append(fields, f.name)

@@ -38,6 +38,9 @@ func choose(spec Spec, disks []Disk, selected []string) (choice, error) {
 	if err := c.guard(); err != nil {
 		return choice{}, err
 	}
+	if err := c.erasable(); err != nil {
+		return choice{}, err
+	}
 	for _, d := range c.disks {
 		if !c.taken(d) {
 			c.skipped = append(c.skipped, SkippedDisk{d.Path, c.reason[d.Path]})
@@ -316,6 +319,28 @@ func (c *chooser) guard() error {
 		return nil
 	}
 	return Errorf(CodeOverwrite, "Overwrite is %q, and a disk that was chosen may not be overwritten: %s", c.spec.Overwrite, strings.Join(wrong, "; "))
+}
+
+// erasable refuses disks that cannot be erased as asked: no way of erasing stands
+// in for another.
+func (c *chooser) erasable() error {
+	var wrong []string
+	for _, d := range slices.Concat(c.boot, c.data) {
+		switch {
+		case c.spec.Erase == EraseDiscard && !d.Discards:
+			wrong = append(wrong, d.Title()+": it does not take discards")
+		case c.spec.Erase == EraseCrypto && d.CryptoErase == "":
+			why := d.NoCryptoErase
+			if why == "" {
+				why = "nothing says that it can"
+			}
+			wrong = append(wrong, d.Title()+": "+why)
+		}
+	}
+	if wrong == nil {
+		return nil
+	}
+	return Errorf(CodeErase, "Erase is %q, and a disk that was chosen cannot do that: %s", c.spec.Erase, strings.Join(wrong, "; "))
 }
 
 // forbids says why a disk may not be overwritten, or nothing.

@@ -59,6 +59,12 @@ type Disk struct {
 	Rotational bool `json:"rotational,omitempty"`
 	ReadOnly   bool `json:"readOnly,omitempty"`
 	Removable  bool `json:"removable,omitempty"`
+	// Discards says that the disk takes discards (TRIM, UNMAP, Deallocate).
+	Discards bool `json:"discards,omitempty"`
+	// CryptoErase is how the disk itself forgets its contents, one of those that
+	// package sanitize knows; empty when it cannot. NoCryptoErase says why not.
+	CryptoErase   string `json:"cryptoErase,omitempty"`
+	NoCryptoErase string `json:"noCryptoErase,omitempty"`
 	// BootMedium says that the running system was started from this disk, or
 	// uses something on it: its root, its configuration.
 	BootMedium bool `json:"bootMedium,omitempty"`
@@ -166,6 +172,10 @@ type DiskLayout struct {
 	Contents []Content `json:"contents,omitempty"`
 	// ChosenBy says by what the disk was chosen.
 	ChosenBy string `json:"chosenBy"`
+	// Erase is how the old contents are erased, CryptoErase by what means, as in
+	// Disk, when it is EraseCrypto.
+	Erase       Erase  `json:"erase"`
+	CryptoErase string `json:"cryptoErase,omitempty"`
 	// UUID is the disk GUID of the partition table.
 	UUID       string      `json:"uuid"`
 	Partitions []Partition `json:"partitions"`
@@ -195,6 +205,9 @@ type Partition struct {
 	FirstSector uint64 `json:"firstSector"`
 	LastSector  uint64 `json:"lastSector"`
 	Bytes       uint64 `json:"bytes"`
+	// Kept says that the partition is there already, at these sectors, and stays
+	// as it is: nothing in it is erased, encrypted or formatted.
+	Kept bool `json:"kept,omitempty"`
 
 	// FileSystem is empty for a partition that only holds boot-loader code; then
 	// all that follows is empty too.

@@ -61,6 +61,7 @@ func (r *reader) disk(name string) storage.Disk {
 		Rotational:         r.number(dir+"/queue/rotational") == 1,
 		ReadOnly:           r.number(dir+"/ro") == 1,
 		Removable:          r.number(dir+"/removable") == 1,
+		Discards:           r.number(dir+"/queue/discard_max_bytes") > 0,
 	}
 	if where := r.device(dir); where != "" {
 		d.BusPath = r.throughController(strings.TrimSuffix(strings.TrimSuffix(where, "/"+name), "/block"), name)

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -22,11 +23,9 @@ import (
 
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/block"
-	"github.com/firstlight/firstlight/storage/gpt"
 	"github.com/firstlight/firstlight/storage/keys"
 	"github.com/firstlight/firstlight/storage/luks"
 	"github.com/firstlight/firstlight/storage/mkfs"
-	"github.com/firstlight/firstlight/storage/signature"
 	"github.com/firstlight/firstlight/storage/tool"
 )
 
@@ -45,6 +44,13 @@ type Seams struct {
 	// WaitFor waits for a device node; [block.WaitFor] is the real one.
 	WaitFor func(ctx context.Context, node string, limit time.Duration) error
 	Mounter Mounter
+	// Sys is sysfs, os.DirFS("/sys"): it tells what the kernel has made of a disk
+	// (a RAID, a mapping) that must be taken down first. With nil such a disk is
+	// busy.
+	Sys fs.FS
+	// Sanitize has a disk forget its contents by its own means; package sanitize
+	// has the real one.
+	Sanitize func(ctx context.Context, disk storage.DiskLayout) error
 	// Identify reads the serial number and WWN of a disk as the inventory did;
 	// nil leaves that check out.
 	Identify func(disk storage.DiskLayout) (serial, wwn string, err error)
@@ -112,7 +118,7 @@ func Run(ctx context.Context, s Seams, l storage.Layout, o Options) (_ *Applied,
 	if len(l.Disks) == 0 {
 		return nil, storage.Errorf(storage.CodeNoDisk, "the layout has no disk")
 	}
-	r := &run{Seams: s, layout: l, options: o, slots: make(chan struct{}, atOnce), mounted: make(map[string]chan struct{})}
+	r := &run{Seams: s, layout: l, options: o, slots: make(chan struct{}, atOnce), mounted: make(map[string]chan struct{}), held: make(map[string][]holder)}
 	for _, v := range l.Mounts() {
 		r.mounted[v.MountPoint()] = make(chan struct{})
 	}
@@ -147,6 +153,9 @@ func Run(ctx context.Context, s Seams, l storage.Layout, o Options) (_ *Applied,
 			return nil, err
 		}
 	}
+	if err := r.takeDown(ctx, devices); err != nil {
+		return nil, err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for i, d := range l.Disks {
 		g.Go(func() error {
@@ -175,121 +184,8 @@ type run struct {
 	applied *Applied
 	slots   chan struct{}            // one for each program that runs
 	mounted map[string]chan struct{} // closed when the mount point is mounted
-}
-
-// open opens every disk for us alone and checks that it is the one, with the
-// contents, for which the layout was made. What was opened is returned with an
-// error too.
-func (r *run) open(ctx context.Context) ([]block.Device, error) {
-	devices := make([]block.Device, len(r.layout.Disks))
-	errs := make([]error, len(r.layout.Disks))
-	var g errgroup.Group
-	g.SetLimit(atOnce)
-	for i, d := range r.layout.Disks {
-		g.Go(func() error {
-			r.options.Progress(d.Name, "", "check")
-			devices[i], errs[i] = r.OpenDisk(d.Path)
-			if errs[i] == nil {
-				errs[i] = r.check(d, devices[i])
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // the errors are in errs: all disks are reported, not the first
-	return devices, errors.Join(errs...)
-}
-
-func (r *run) check(d storage.DiskLayout, dev block.Device) error {
-	changed := func(format string, args ...any) error {
-		return storage.Errorf(storage.CodeChanged, "%s is not the disk that the plan was made for: %s; nothing was written", d.Path, fmt.Sprintf(format, args...))
-	}
-	if dev.Size() != d.Size || dev.SectorSize() != d.SectorSize {
-		return changed("it has %d bytes in sectors of %d, planned were %d in sectors of %d", dev.Size(), dev.SectorSize(), d.Size, d.SectorSize)
-	}
-	if r.Identify != nil {
-		serial, wwn, err := r.Identify(d)
-		if err != nil {
-			return changed("its serial number cannot be read: %v", err)
-		}
-		if serial != d.Serial || wwn != d.WWN {
-			return changed("its serial number is %q and its WWN %q, planned were %q and %q", serial, wwn, d.Serial, d.WWN)
-		}
-	}
-	contents, err := signature.Probe(d.Name, dev, dev.Size(), dev.SectorSize())
-	if err != nil {
-		return err
-	}
-	if !slices.Equal(contents, d.Contents) {
-		return changed("there is something else on it now (%s) than then (%s)", kinds(contents), kinds(d.Contents))
-	}
-	return nil
-}
-
-func kinds(contents []storage.Content) string {
-	if len(contents) == 0 {
-		return "nothing"
-	}
-	var names []string
-	for _, c := range contents {
-		names = append(names, strings.TrimSpace(c.Where+" "+c.Kind+" "+c.Label))
-	}
-	return strings.Join(names, ", ")
-}
-
-// partition erases a disk, writes its table and gives the disk back, so that the
-// partitions can be opened.
-func (r *run) partition(ctx context.Context, d storage.DiskLayout, dev block.Device) (err error) {
-	defer func() { err = errors.Join(err, dev.Close()) }()
-	r.options.Progress(d.Name, "", "erase")
-	places, err := signature.Places(dev, d.Size, d.SectorSize)
-	if err != nil {
-		return fmt.Errorf("%s: %w", d.Path, err)
-	}
-	// A disk that discards is faster afterwards. It promises nothing about what
-	// is read then, so that signatures are zeroed all the same; one that fails
-	// to discard will show in the writes whether it works.
-	if _, err := dev.Discard(); err != nil {
-		r.options.Progress(d.Name, "", fmt.Sprintf("erase: %v; going on without", err))
-	}
-	sector := uint64(d.SectorSize)
-	var parts []block.Partition
-	for _, p := range d.Partitions {
-		at := p.FirstSector * sector
-		more, err := signature.Inside(dev, at, p.Bytes, d.SectorSize)
-		if err != nil {
-			return fmt.Errorf("%s: %w", d.Path, err)
-		}
-		places = append(places, more...)
-		parts = append(parts, block.Partition{Number: p.Number, Offset: at, Size: p.Bytes})
-	}
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("erasing %s: %w", d.Path, context.Cause(ctx))
-	}
-	written, err := signature.Erase(dev, signature.Merge(places))
-	r.applied.wrote(d.Name, written)
-	if err != nil {
-		return fmt.Errorf("%s: %w", d.Path, err)
-	}
-	if err := dev.Sync(); err != nil {
-		return err
-	}
-
-	r.options.Progress(d.Name, "", "partition")
-	regions, err := gpt.Table(d)
-	if err != nil {
-		return err
-	}
-	for _, region := range regions {
-		n, err := dev.WriteAt(region.Data, int64(region.Offset))
-		r.applied.wrote(d.Name, uint64(n))
-		if err != nil {
-			return storage.Errorf(storage.CodeIO, "writing the partition table of %s: %w", d.Path, err)
-		}
-		if err := dev.Sync(); err != nil {
-			return err
-		}
-	}
-	return dev.Reread(parts)
+	held    map[string][]holder      // disks that must be taken down, by path
+	heldMu  sync.Mutex
 }
 
 // volume encrypts, formats and mounts one volume.

@@ -371,7 +371,7 @@ func TestRun(t *testing.T) {
 
 type neverDiscards struct{ block.Device }
 
-func (neverDiscards) Discard() (bool, error) { return false, nil }
+func (neverDiscards) Discard(uint64, uint64) (bool, error) { return false, nil }
 
 // A disk that is not the one of the plan is refused, with every byte as it was,
 // and so are the others.

@@ -31,9 +31,11 @@ type Device interface {
 	SectorSize() uint32 // logical, bytes
 	// Sync writes everything to the disk itself.
 	Sync() error
-	// Discard tells the disk that nothing on it is needed; ok is false when it
-	// has no such command. What is read afterwards is undefined.
-	Discard() (ok bool, err error)
+	// Discard tells the disk that these bytes are not needed, whole sectors; ok is
+	// false when it has no such command. What is read afterwards is undefined.
+	Discard(offset, size uint64) (ok bool, err error)
+	// Uncache makes the next reads come from the disk itself.
+	Uncache() error
 	// Reread makes the kernel know these partitions and no others. Errors have
 	// code STO-010.
 	Reread(partitions []Partition) error
@@ -58,6 +60,16 @@ func Open(path string) (Device, error) {
 // it at the same time.
 func OpenReadOnly(path string) (Device, error) {
 	return open(path, os.O_RDONLY)
+}
+
+// Unused reports whether nobody uses a device: nothing of it is mounted, mapped
+// or swapped to. The error has code STO-007 when somebody does.
+func Unused(path string) error {
+	d, err := open(path, os.O_RDONLY|unix.O_EXCL)
+	if err != nil {
+		return err
+	}
+	return d.Close()
 }
 
 func open(path string, flags int) (Device, error) {
@@ -138,12 +150,27 @@ func (d *disk) Sync() error {
 	return nil
 }
 
-func (d *disk) Discard() (bool, error) {
+// Uncache flushes and forgets what the kernel has of the disk (BLKFLSBUF); of a
+// plain file its pages, which are on the disk only after Sync.
+func (d *disk) Uncache() error {
 	err := d.control(func(fd int) error {
 		if !d.device {
-			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, int64(d.size))
+			return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED)
 		}
-		span := [2]uint64{0, d.size}
+		return unix.IoctlSetInt(fd, unix.BLKFLSBUF, 0)
+	})
+	if err != nil {
+		return storage.Errorf(storage.CodeIO, "flushing %s: %w", d.file.Name(), err)
+	}
+	return nil
+}
+
+func (d *disk) Discard(offset, size uint64) (bool, error) {
+	err := d.control(func(fd int) error {
+		if !d.device {
+			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(offset), int64(size))
+		}
+		span := [2]uint64{offset, size}
 		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span))); e != 0 {
 			return e
 		}

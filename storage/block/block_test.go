@@ -85,7 +85,7 @@ func TestDevice(t *testing.T) {
 			if _, err := d.ReadAt(got, 12345); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("read something else: %v", err)
 			}
-			if ok, err := d.Discard(); err != nil {
+			if ok, err := d.Discard(0, d.Size()); err != nil {
 				t.Error(err)
 			} else if ok && c.name == "file" {
 				if _, err := d.ReadAt(got, 12345); err != nil || bytes.Equal(got, want) {

@@ -248,7 +248,7 @@ func physicalVolume(a area) {
 		for _, v := range volumes {
 			a.contents = append(a.contents, storage.Content{
 				Where: a.where, Kind: "lv", Label: printable(group + "/" + v.Name), UUID: v.UUID,
-				Offset: a.offset, Size: v.Size,
+				Offset: a.offset, Size: min(v.Size, a.size),
 			})
 			if v.Here && v.Begin < a.size {
 				a.within(v.Begin, min(v.Size, a.size-v.Begin))

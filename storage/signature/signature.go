@@ -105,6 +105,29 @@ func Merge(ranges []Range) []Range {
 	return out
 }
 
+// Without cuts the ranges of spared out of others. Both must be as [Merge]
+// returns them.
+func Without(ranges, spared []Range) []Range {
+	var out []Range
+	for _, r := range ranges {
+		for _, s := range spared {
+			if s.Offset >= r.Offset+r.Size || s.Offset+s.Size <= r.Offset {
+				continue
+			}
+			if s.Offset > r.Offset {
+				out = append(out, Range{r.Offset, s.Offset - r.Offset})
+			}
+			end := r.Offset + r.Size
+			r.Offset = min(s.Offset+s.Size, end)
+			r.Size = end - r.Offset
+		}
+		if r.Size > 0 {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // scan collects what is found; the first read error stays and ends it.
 type scan struct {
 	r        io.ReaderAt

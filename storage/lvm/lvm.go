@@ -1,144 +1,315 @@
-// Package lvm makes what LVM2 finds on a physical volume: its label and the
-// description of the volume group in text (lvmsystemid(7) and the sources'
-// lib/format_text/layout.h say how). It also makes the device-mapper tables by
-// which the volumes are used before the new OS has its own LVM.
+// Package lvm reads and makes LVM's metadata: the label and the text in which
+// each physical volume describes its volume group. It also makes the
+// device-mapper tables by which the volumes are used before the new OS has its
+// own LVM.
 //
-// It writes to nothing: the bytes are returned with their places.
+// It trusts nothing of what it reads, and writes to nothing: bytes are returned
+// with their places.
 package lvm
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"hash/crc32"
+	"io"
+	"slices"
+	"strconv"
 	"strings"
-
-	"github.com/firstlight/firstlight/storage"
-	"github.com/firstlight/firstlight/storage/tool"
 )
 
-// Region is a run of bytes at a place of the physical volume.
-type Region struct {
-	Offset uint64 // bytes
-	Data   []byte
-}
+// LVM's metadata are text in each physical volume (lvm2: lib/format_text). We
+// read them ourselves: lvm2 would bring 4 MB, and its own ideas of locks,
+// archives and repairs, for what is in the end a list of extents.
 
-// Places on a physical volume, in bytes. The label lies in the second sector of
-// 512 whatever the disk's sectors are, the metadata behind one page.
 const (
-	labelSector   = 1
-	sector        = 512
-	areaOffset    = 4096
-	areaSize      = storage.GroupStart - areaOffset
-	textOffset    = 512
-	headerVersion = 1
+	mostBytes   = 16 << 20 // of text; a large group has some hundred KiB
+	mostNesting = 8        // of braces
+	sector      = 512      // LVM counts in these, whatever the disk's are
 )
 
-// Describe returns what is written to the device of a group, in this order: the
-// label, by which it is found, comes last.
-func Describe(g storage.Group) []Region {
-	text := append([]byte(description(g)), 0)
+var le = binary.LittleEndian
 
-	header := make([]byte, sector) // struct mda_header
-	copy(header[4:], "\x20\x4c\x56\x4d\x32\x20\x78\x5b\x35\x41\x25\x72\x30\x4e\x2a\x3e")
-	binary.LittleEndian.PutUint32(header[20:], headerVersion)
-	binary.LittleEndian.PutUint64(header[24:], areaOffset)
-	binary.LittleEndian.PutUint64(header[32:], areaSize)
-	binary.LittleEndian.PutUint64(header[40:], textOffset)
-	binary.LittleEndian.PutUint64(header[48:], uint64(len(text)))
-	binary.LittleEndian.PutUint32(header[56:], checksum(text))
-	binary.LittleEndian.PutUint32(header, checksum(header[4:]))
-
-	return []Region{{areaOffset + textOffset, text}, {areaOffset, header}, {0, label(g)}}
+// region is a physical volume.
+type region struct {
+	io.ReaderAt
+	size uint64
 }
 
-// label is the first page: struct label_header and, behind it, struct pv_header.
-func label(g storage.Group) []byte {
-	page := make([]byte, areaOffset)
-	at := page[labelSector*sector : (labelSector+1)*sector]
-	copy(at, "LABELONE")
-	binary.LittleEndian.PutUint64(at[8:], labelSector)
-	binary.LittleEndian.PutUint32(at[20:], 32) // where the next part begins
-	copy(at[24:], "LVM2 001")
-
-	pv := at[32:]
-	copy(pv, g.DeviceUUID)
-	binary.LittleEndian.PutUint64(pv[32:], g.Bytes)
-	binary.LittleEndian.PutUint64(pv[40:], storage.GroupStart) // data: from there to the end
-	// A pair of zeroes ends the list of data areas, and one that of the metadata's.
-	binary.LittleEndian.PutUint64(pv[72:], areaOffset)
-	binary.LittleEndian.PutUint64(pv[80:], areaSize)
-	// struct pv_header_extension: version 2, "in use", no boot loader area.
-	binary.LittleEndian.PutUint32(pv[104:], 2)
-	binary.LittleEndian.PutUint32(pv[108:], 1)
-
-	binary.LittleEndian.PutUint32(at[16:], checksum(at[20:]))
-	return page
-}
-
-// checksum is LVM's: CRC-32 with a start of its own and no end (lib/misc/crc.c).
-func checksum(data []byte) uint32 {
-	const start = 0xf597a6cf
-	return ^crc32.Update(^uint32(start), crc32.IEEETable, data)
-}
-
-// description is the group in LVM's text format.
-func description(g storage.Group) string {
-	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line("%s {", g.Name)
-	line("id = %q", hyphens(g.UUID))
-	line("seqno = 1")
-	line(`format = "lvm2"`)
-	line(`status = ["RESIZEABLE", "READ", "WRITE"]`)
-	line("flags = []")
-	line("extent_size = %d", storage.GroupExtent/sector)
-	line("max_lv = 0")
-	line("max_pv = 0")
-	line("metadata_copies = 0")
-	line("\nphysical_volumes {\n\npv0 {")
-	line("id = %q", hyphens(g.DeviceUUID))
-	line("device = %q", g.Device)
-	line(`status = ["ALLOCATABLE"]`)
-	line("flags = []")
-	line("dev_size = %d", g.Bytes/sector)
-	line("pe_start = %d", storage.GroupStart/sector)
-	line("pe_count = %d", g.Extents)
-	line("}\n}")
-	line("\nlogical_volumes {")
-	for _, v := range g.Volumes {
-		line("\n%s {", v.Name)
-		line("id = %q", hyphens(v.UUID))
-		line(`status = ["READ", "WRITE", "VISIBLE"]`)
-		line("flags = []")
-		line("segment_count = 1")
-		line("\nsegment1 {")
-		line("start_extent = 0")
-		line("extent_count = %d", v.Extents)
-		line("\ntype = \"striped\"")
-		line("stripe_count = 1")
-		line("\nstripes = [\n\"pv0\", %d\n]", v.FirstExtent)
-		line("}\n}")
+func (r region) read(at, n uint64) ([]byte, error) {
+	if n > r.size || at > r.size-n {
+		return nil, errors.New("LVM metadata: they lie outside of the volume")
 	}
-	line("}\n}")
-	line("# Written when this system was installed")
-	line("\ncontents = \"Text Format Volume Group\"\nversion = 1\n\ndescription = \"\"\n")
-	line("creation_host = \"installer\"\ncreation_time = 1\n")
-	return b.String()
+	b := make([]byte, n)
+	if got, err := r.ReadAt(b, int64(at)); got < len(b) {
+		return nil, err
+	}
+	return b, nil
 }
 
-// hyphens writes a UUID as LVM shows it.
-func hyphens(id string) string {
-	return strings.Join([]string{id[:6], id[6:10], id[10:14], id[14:18], id[18:22], id[22:26], id[26:]}, "-")
+// Node is a section of LVM's text: its values are string, int64, []any and
+// Node.
+type Node map[string]any
+
+// Child is a section of n, nil when there is none.
+func (n Node) Child(name string) Node { c, _ := n[name].(Node); return c }
+
+// Text is a text of n, empty when there is none.
+func (n Node) Text(name string) string {
+	s, _ := n[name].(string)
+	return s
 }
 
-// Activate makes the device of a volume, dmsetup(8), with the name and UUID that
-// LVM itself would give it: its own programs then know it.
-func Activate(g storage.Group, v storage.LogicalVolume) tool.Cmd {
-	table := fmt.Sprintf("0 %d linear %s %d", v.Extents*storage.GroupExtent/sector, g.Device, (storage.GroupStart+v.FirstExtent*storage.GroupExtent)/sector)
-	return tool.Cmd{Name: "dmsetup", Args: []string{"create", g.Mapping(v), "--uuid", "LVM-" + g.UUID + v.UUID, "--table", table}}
+// Number is a value that must be there and not be negative.
+func (n Node) Number(name string) (uint64, error) {
+	v, ok := n[name].(int64)
+	if !ok || v < 0 {
+		return 0, fmt.Errorf("LVM metadata: no %s", name)
+	}
+	return uint64(v), nil
 }
 
-// Deactivate takes it away; its contents stay.
-func Deactivate(g storage.Group, v storage.LogicalVolume) tool.Cmd {
-	return tool.Cmd{Name: "dmsetup", Args: []string{"remove", "--retry", g.Mapping(v)}}
+// Text returns the description that a physical volume holds; "" when it holds
+// none, as not every one must.
+func Text(r io.ReaderAt, size uint64) (string, error) {
+	volume := region{r, size}
+	head, err := volume.read(0, 4*sector)
+	if err != nil {
+		return "", err
+	}
+	for at := 0; at < len(head); at += sector {
+		label := head[at : at+sector] // struct label_header, then pv_header
+		if string(label[:8]) != "LABELONE" {
+			continue
+		}
+		header := le.Uint32(label[20:])
+		if header > sector-40 {
+			return "", errors.New("LVM label: the header lies outside of it")
+		}
+		list := label[header+40:] // disk_locn: data areas, 0 0, metadata areas, 0 0
+		areas := false
+		for ; len(list) >= 16; list = list[16:] {
+			offset, size := le.Uint64(list), le.Uint64(list[8:])
+			switch {
+			case offset == 0 && areas:
+				return "", nil
+			case offset == 0:
+				areas = true
+			case areas:
+				return readMetadata(volume, offset, size)
+			}
+		}
+	}
+	return "", nil
+}
+
+// readMetadata reads the text of a metadata area, a ring behind a header of one
+// sector (struct mda_header).
+func readMetadata(r region, offset, size uint64) (string, error) {
+	head, err := r.read(offset, sector)
+	if err != nil {
+		return "", err
+	}
+	if string(head[4:20]) != " LVM2 x[5A%r0N*>" {
+		return "", errors.New("LVM metadata: no header")
+	}
+	at, length := le.Uint64(head[40:]), le.Uint64(head[48:])
+	if at == 0 {
+		return "", nil
+	}
+	if size < sector || size > r.size || at < sector || at >= size || length > min(size-sector, mostBytes) {
+		return "", errors.New("LVM metadata: the text lies outside of its area")
+	}
+	first := min(length, size-at)
+	text, err := r.read(offset+at, first)
+	if err != nil {
+		return "", err
+	}
+	rest, err := r.read(offset+sector, length-first)
+	if err != nil {
+		return "", err
+	}
+	return string(bytes.TrimRight(append(text, rest...), "\x00")), nil
+}
+
+// parser reads the text of lvm.conf(5).
+type parser struct {
+	left string
+}
+
+// Parse reads what [Text] returns.
+func Parse(text string) (Node, error) {
+	p := &parser{left: text}
+	return p.section(0)
+}
+
+// next is the next token: punctuation, a quoted string with its quotes, or a
+// word; "" at the end.
+func (p *parser) next() string {
+	for {
+		p.left = strings.TrimLeft(p.left, " \t\r\n")
+		if !strings.HasPrefix(p.left, "#") {
+			break
+		}
+		_, p.left, _ = strings.Cut(p.left, "\n")
+	}
+	if p.left == "" {
+		return ""
+	}
+	n := 1
+	switch c := p.left[0]; {
+	case c == '"':
+		for n < len(p.left) && p.left[n] != '"' {
+			if p.left[n] == '\\' {
+				n++
+			}
+			n++
+		}
+		n = min(n+1, len(p.left))
+	case strings.IndexByte("{}[]=,", c) >= 0:
+	default:
+		for n < len(p.left) && strings.IndexByte("{}[]=,\"# \t\r\n", p.left[n]) < 0 {
+			n++
+		}
+	}
+	token := p.left[:n]
+	p.left = p.left[n:]
+	return token
+}
+
+func (p *parser) section(depth int) (Node, error) {
+	if depth > mostNesting {
+		return nil, errors.New("LVM metadata: too deep")
+	}
+	n := Node{}
+	for {
+		name := p.next()
+		if name == "" && depth == 0 || name == "}" && depth > 0 {
+			return n, nil
+		}
+		if name == "" || strings.ContainsAny(name, "{}[]=,") {
+			return nil, fmt.Errorf("LVM metadata: %q where a name should be", name)
+		}
+		var value any
+		var err error
+		switch token := p.next(); token {
+		case "{":
+			value, err = p.section(depth + 1)
+		case "=":
+			value, err = p.value(p.next())
+		default:
+			err = fmt.Errorf("LVM metadata: %q after %s", token, name)
+		}
+		if err != nil {
+			return nil, err
+		}
+		n[strings.Trim(name, `"`)] = value
+	}
+}
+
+func (p *parser) value(token string) (any, error) {
+	switch {
+	case token == "[":
+		list := []any{}
+		for {
+			switch token := p.next(); token {
+			case "]":
+				return list, nil
+			case ",":
+			case "[":
+				return nil, errors.New("LVM metadata: a list in a list")
+			default:
+				v, err := p.value(token)
+				if err != nil {
+					return nil, err
+				}
+				list = append(list, v)
+			}
+		}
+	case len(token) >= 2 && token[0] == '"' && token[len(token)-1] == '"':
+		return strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(token[1 : len(token)-1]), nil
+	case token == "", strings.ContainsAny(token[:1], `{}]=,"`):
+		return nil, fmt.Errorf("LVM metadata: %q where a value should be", token)
+	}
+	if v, err := strconv.ParseInt(token, 10, 64); err == nil {
+		return v, nil
+	}
+	return token, nil // a float, of which we need none
+}
+
+// Volume is a logical volume, as one of the physical volumes under it sees it.
+type Volume struct {
+	Name string
+	UUID string
+	Size uint64 // bytes, of the whole volume
+	// Begin is where the volume's first byte lies on the physical volume, when it
+	// lies there; Here says so.
+	Begin uint64
+	Here  bool
+}
+
+// Volumes are the name of the group that a text describes and its logical
+// volumes of which something lies on the physical volume with this UUID, by name.
+func Volumes(text, physical string) (group string, volumes []Volume, err error) {
+	root, err := Parse(text)
+	if err != nil {
+		return "", nil, err
+	}
+	for name, v := range root {
+		vg, ok := v.(Node)
+		if !ok {
+			continue
+		}
+		extent, err := vg.Number("extent_size")
+		if err != nil || extent == 0 || extent > 1<<40 {
+			return name, nil, errors.New("LVM metadata: no extents")
+		}
+		for short, v := range vg.Child("physical_volumes") {
+			pv, _ := v.(Node)
+			if pv.Text("id") != physical {
+				continue
+			}
+			begin, err := pv.Number("pe_start")
+			if err != nil {
+				return name, nil, err
+			}
+			for title, v := range vg.Child("logical_volumes") {
+				lv, _ := v.(Node)
+				if volume, on := on(short, begin*sector, extent*sector, lv); on {
+					volume.Name, volume.UUID = title, lv.Text("id")
+					volumes = append(volumes, volume)
+				}
+			}
+		}
+		slices.SortFunc(volumes, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) })
+		return name, volumes, nil
+	}
+	return "", nil, errors.New("LVM metadata: no volume group")
+}
+
+// on looks for extents of a logical volume on a physical one.
+func on(physical string, begin, extent uint64, lv Node) (v Volume, found bool) {
+	for _, part := range lv {
+		segment, ok := part.(Node)
+		if !ok {
+			continue
+		}
+		start, err1 := segment.Number("start_extent")
+		count, err2 := segment.Number("extent_count")
+		if err1 != nil || err2 != nil || count > 1<<40 {
+			continue
+		}
+		v.Size += count * extent
+		stripes, _ := segment["stripes"].([]any)
+		for i := 0; i+1 < len(stripes); i += 2 {
+			if stripes[i] != physical {
+				continue
+			}
+			found = true
+			if at, ok := stripes[i+1].(int64); ok && start == 0 && i == 0 && at >= 0 && at < 1<<40 {
+				v.Begin, v.Here = begin+uint64(at)*extent, true
+			}
+		}
+	}
+	return v, found
 }

@@ -148,16 +148,16 @@ func earlier(a, b time.Time) time.Time {
 // three questions without a sender, then two seconds of listening. It returns
 // the hardware address of one that has it, or that wants it at the same time;
 // nil where there is none. ours says which addresses are this machine's own.
-func (c *arpConn) probe(ctx context.Context, address netip.Addr, ours func(net.HardwareAddr) bool) (net.HardwareAddr, error) {
-	const probes, pause, after = 3, time.Second, 2 * time.Second
+func (c *arpConn) probe(ctx context.Context, address netip.Addr, second time.Duration, ours func(net.HardwareAddr) bool) (net.HardwareAddr, error) {
+	const probes = 3
 	var other net.HardwareAddr
 	for n := 1; n <= probes && other == nil; n++ {
 		if err := c.request(netip.IPv4Unspecified(), address); err != nil {
 			return nil, err
 		}
-		wait := pause
+		wait := second
 		if n == probes {
-			wait = after
+			wait = 2 * second
 		}
 		err := c.listen(ctx, time.Now().Add(wait), func(m arpMessage) bool {
 			rival := m.request && m.sender.IsUnspecified() && m.target == address

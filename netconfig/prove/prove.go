@@ -59,6 +59,8 @@ type Options struct {
 	// They may be called from several goroutines.
 	Report, Warn func(text string)
 	Announce     func(leaves bool, port string)
+
+	second time.Duration // of RFC 5227; tests have shorter ones
 }
 
 // Run tries the segments, all at once, and returns when the ports are as they
@@ -69,6 +71,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	if o.Bounced == 0 {
 		o.Bounced = defaultBounced
+	}
+	if o.second == 0 {
+		o.second = time.Second
 	}
 	t, err := newTrial(o)
 	if err != nil {
@@ -185,29 +190,31 @@ func (t *trial) neighbours(ctx context.Context, s netconfig.Segment, device stri
 		}
 	}
 	var errs []error
-	wait := t.wait(s)
-	var found []netip.Addr
 	// The gateways first: a port that was just raised may not speak for long,
-	// and its silence would look like that of an address nobody has.
-	for _, gateway := range s.Gateways {
-		if !gateway.Is4() {
-			continue
-		}
-		hardware, err := conn.resolve(ctx, source(s, gateway), gateway, wait)
+	// and its silence would look like that of an address nobody has. They are
+	// asked by nobody (RFC 5227 lets a question have no sender), for the
+	// machine's address may yet be another's.
+	answers := map[netip.Addr]error{}
+	var found []netip.Addr
+	ask := func(gateway, by netip.Addr, wait time.Duration) {
+		hardware, err := conn.resolve(ctx, by, gateway, wait)
 		switch {
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
 		case err != nil:
-			errs = append(errs, netconfig.NewError(CodeGateway, "no gateway %s %s: %w", gateway, where(s), err))
 		case t.isOurs(hardware):
-			errs = append(errs, netconfig.NewError(CodeGateway, "no gateway %s %s: it is this machine itself that answers", gateway, where(s)))
+			err = errors.New("it is this machine itself that answers")
 		default:
 			found = append(found, gateway)
 			t.Report(fmt.Sprintf("gateway %s (%s) answers %s", gateway, hardware, where(s)))
 		}
+		answers[gateway] = err
+	}
+	for _, gateway := range s.Gateways {
+		if gateway.Is4() {
+			ask(gateway, netip.IPv4Unspecified(), t.wait(s))
+		}
 	}
 	for _, address := range mine {
-		other, err := conn.probe(ctx, address, t.isOurs)
+		other, err := conn.probe(ctx, address, t.second, t.isOurs)
 		switch {
 		case err != nil:
 			return nil, setUp(s, err)
@@ -217,18 +224,30 @@ func (t *trial) neighbours(ctx context.Context, s netconfig.Segment, device stri
 			t.Report(fmt.Sprintf("nobody else has the address %s %s", address, where(s)))
 		}
 	}
+	for _, gateway := range s.Gateways {
+		// There are some that answer nobody.
+		if by := source(s, gateway); answers[gateway] != nil && by.IsValid() && len(errs) == 0 {
+			ask(gateway, by, min(t.Wait, 3*t.second))
+		}
+		if err := answers[gateway]; err != nil {
+			errs = append(errs, netconfig.NewError(CodeGateway, "no gateway %s %s: %w", gateway, where(s), err))
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	return found, errors.Join(errs...)
 }
 
-// source is who a gateway is asked by: the address in its own network, or
-// nobody (RFC 5227 lets a question have no sender).
+// source is the machine's address in a gateway's network, not valid where it
+// has none.
 func source(s netconfig.Segment, gateway netip.Addr) netip.Addr {
 	for _, a := range s.Addresses {
 		if a.Contains(gateway) {
 			return a.Addr()
 		}
 	}
-	return netip.IPv4Unspecified()
+	return netip.Addr{}
 }
 
 // askStack asks what needs an IP stack: gateways of IPv6, name servers, the

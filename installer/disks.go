@@ -18,6 +18,7 @@ import (
 	"github.com/firstlight/firstlight/storage/apply"
 	"github.com/firstlight/firstlight/storage/block"
 	"github.com/firstlight/firstlight/storage/mount"
+	"github.com/firstlight/firstlight/storage/sanitize"
 )
 
 // buildStorage makes the disks match the plan; ready is told of each volume
@@ -29,11 +30,14 @@ func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, r
 	}
 	var committed atomic.Bool
 	applied, err := apply.Run(ctx, apply.Seams{
-		Runner:   i.storageRunner(),
-		OpenDisk: block.Open,
-		WaitFor:  block.WaitFor,
-		Mounter:  mounts,
-		Identify: i.identifyDisk,
+		Runner:         i.storageRunner(),
+		OpenDisk:       block.Open,
+		WaitFor:        block.WaitFor,
+		Mounter:        mounts,
+		MakeSubvolumes: mount.MakeSubvolumes,
+		Identify:       i.identifyDisk,
+		Sys:            i.env.sys,
+		Sanitize:       func(ctx context.Context, d storage.DiskLayout) error { return sanitize.Run(ctx, d.Path, d.CryptoErase) },
 	}, i.plan.Layout, apply.Options{
 		Root: i.opt.mountPoint,
 		Keys: i.keys,

@@ -28,6 +28,7 @@ import (
 	"github.com/firstlight/firstlight/netconfig/link"
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/block"
+	"github.com/firstlight/firstlight/storage/sanitize"
 	"github.com/firstlight/firstlight/storage/signature"
 	"github.com/firstlight/firstlight/storage/tpm2"
 )
@@ -171,9 +172,10 @@ func contents(ctx context.Context, dev string, disks []storage.Disk, limit time.
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	type answer struct {
-		disk  int
-		found []storage.Content
-		err   error
+		disk          int
+		found         []storage.Content
+		means, reason string // of erasing by its own means
+		err           error
 	}
 	// With room for all, a read that ends after the time limit blocks nobody.
 	answers := make(chan answer, len(disks))
@@ -184,8 +186,12 @@ func contents(ctx context.Context, dev string, disks []storage.Disk, limit time.
 		}
 		waiting[i] = true
 		go func() {
-			found, err := look(d.Name, filepath.Join(dev, strings.TrimPrefix(d.Path, "/dev/")))
-			answers <- answer{i, found, err}
+			a := answer{disk: i}
+			node := filepath.Join(dev, strings.TrimPrefix(d.Path, "/dev/"))
+			if a.found, a.err = look(d.Name, node); a.err == nil && d.Physical() {
+				a.means, a.reason = sanitize.Ask(node)
+			}
+			answers <- a
 		}()
 	}
 	failed := make(map[int]error)
@@ -193,7 +199,8 @@ func contents(ctx context.Context, dev string, disks []storage.Disk, limit time.
 		select {
 		case a := <-answers:
 			delete(waiting, a.disk)
-			disks[a.disk].Contents = a.found
+			d := &disks[a.disk]
+			d.Contents, d.CryptoErase, d.NoCryptoErase = a.found, a.means, a.reason
 			if a.err != nil {
 				failed[a.disk] = a.err
 			}

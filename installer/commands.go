@@ -146,7 +146,7 @@ func listImages(ctx context.Context, s *session, _ []string) error {
 	if err := s.reachServer(ctx); err != nil {
 		return err
 	}
-	images, err := s.server.List(ctx, "")
+	images, err := s.servers.list(ctx)
 	if err != nil {
 		return err
 	}

@@ -291,12 +291,19 @@ func (i *installation) serial() string {
 	return found.DMI.Serial
 }
 
-// imageServerAddress is host:port; -imageServerHostname overrides the file.
-func (i *installation) imageServerAddress() string {
-	if host := i.opt.imageServerHostname; host != "" {
-		return joinHostPort(host, i.opt.imageServerPort)
+// imageServerAddresses are host:port, by preference; -imageServerHostname, one
+// or several with commas between them, overrides the file.
+func (i *installation) imageServerAddresses() []string {
+	var addresses []string
+	for host := range strings.SplitSeq(i.opt.imageServerHostname, ",") {
+		if host = strings.TrimSpace(host); host != "" {
+			addresses = append(addresses, joinHostPort(host, i.opt.imageServerPort))
+		}
 	}
-	return i.config.ImageServer
+	if len(addresses) > 0 {
+		return addresses
+	}
+	return i.config.ImageServers
 }
 
 // joinHostPort adds port to a host that names none.
@@ -324,7 +331,7 @@ func hasAddress() bool {
 // reachServer is what a command needs that speaks to the image server: an
 // address of its own where the machine has none yet, and the server's name.
 func (i *installation) reachServer(ctx context.Context) error {
-	named := i.imageServerAddress() != ""
+	named := len(i.imageServerAddresses()) > 0
 	if named && hasAddress() {
 		return i.connect(ctx, progress.Manifest)
 	}

@@ -102,11 +102,19 @@ func (i *installation) unpackImage(ctx context.Context, ready *volumes) error {
 		p := volume.Partition
 		mounted = append(mounted, unpack.Volume{MountPoint: p.MountPoint, KeepOwner: p.RootUserID != 0 || p.RootGroupID != 0})
 	}
-	return unpack.Run(ctx, i.objects, i.root, i.image.Manifest, unpack.Options{
+	options := unpack.Options{
 		Volumes: mounted,
 		Wait:    ready.wait,
 		Report:  func(done, total uint64) { i.model.Update(progress.Unpack, done, total) },
-	})
+	}
+	if !i.plan.LowMemory {
+		return unpack.Run(ctx, i.objects, i.root, i.image.Manifest, options)
+	}
+	if err := unpack.Stream(ctx, i.bringRest, i.root, i.image.Manifest, options); err != nil {
+		return err
+	}
+	i.logSources(progress.Unpack)
+	return nil
 }
 
 // targetMounts are the mounts of the new system. Before they are taken down,

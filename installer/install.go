@@ -9,8 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/firstlight/firstlight/imageserver/client"
-	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/imageserver/object/pack"
 	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/inventory"
@@ -49,16 +48,16 @@ type installation struct {
 	configDir string  // where custom programmes find the files
 	config    config.Config
 	inventory inventory.Document
-	server    *client.Client
+	servers   *imageServers
 	image     plan.Image
 	plan      plan.Plan
-	objects   object.Getter // every object of the image, staged
-	freePack  func() error  // gives their memory back; nil: there are none
-	toolsRoot string        // where programs are run from: "" or -tmpRoot
-	site      *report.Site  // nil where none is told
-	keys      *keys.Keys    // of the new system's volumes
-	tpm       *tpm2.TPM     // nil where none is needed
-	escrowed  []byte        // the recovery key, encrypted to its recipients; nil where there is none
+	objects   *pack.Reader // what is staged: every object of the image, unless memory is low
+	freePack  func() error // gives their memory back; nil: there are none
+	toolsRoot string       // where programs are run from: "" or -tmpRoot
+	site      *report.Site // nil where none is told
+	keys      *keys.Keys   // of the new system's volumes
+	tpm       *tpm2.TPM    // nil where none is needed
+	escrowed  []byte       // the recovery key, encrypted to its recipients; nil where there is none
 	disks     *apply.Applied
 	root      *os.Root // the new root
 	by        string   // plan.Kexec or plan.Reboot: how the new system is started

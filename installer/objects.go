@@ -13,6 +13,7 @@ import (
 
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/imageserver/object/pack"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/stage"
@@ -23,18 +24,24 @@ import (
 )
 
 // stageObjects gathers every object that the installation will write, so that
-// nothing can be missing once a disk has been touched.
+// nothing can be missing once a disk has been touched. Where memory is low it
+// gathers what fits, and makes sure that the image server has the rest.
 func (i *installation) stageObjects(ctx context.Context) error {
 	if i.opt.skipStorage && i.plan.Tools == nil {
 		return skip{"-skipStorage: no image is written"}
 	}
 	directory := filepath.Join(i.runDir, "stage")
-	if err := i.mountTmpfs(directory, i.plan.StageBytes); err != nil {
+	if err := i.mountTmpfs(directory, max(i.plan.StageBytes, leastStage)); err != nil {
 		return err
 	}
-	need := i.image.Manifest.Objects()
-	if i.image.Tools != nil {
-		need = unionOfObjects(need, i.image.Tools.Manifest.Objects())
+	must, may := i.image.Manifest.Objects(), []image.Object(nil)
+	switch {
+	case i.plan.LowMemory && i.plan.Tools == nil:
+		must, may = nil, must
+	case i.plan.LowMemory:
+		must, may = i.toolsImage().Manifest.Objects(), must
+	case i.image.Tools != nil:
+		must = unionOfObjects(must, i.image.Tools.Manifest.Objects())
 	}
 	var old []stage.Tree
 	if !i.opt.skipStorage {
@@ -42,44 +49,100 @@ func (i *installation) stageObjects(ctx context.Context) error {
 		old, leave = i.oldSystem(ctx)
 		defer leave()
 	}
+	var missing []image.Object
 	var err error
-	i.objects, err = i.stage(ctx, progress.Stage, filepath.Join(directory, "pack"), need, old, i.plan.StageBytes)
-	return err
+	i.objects, missing, err = i.stage(ctx, progress.Stage, filepath.Join(directory, "pack"), must, may, old, max(i.plan.StageBytes, 1))
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	return i.assureRest(ctx, missing)
 }
 
-// stage gathers the objects need in a new file, from the booted root, from old
-// file systems, then from the server, and reports as phase. limit is the most
+// leastStage is a tmpfs in which nothing but the beginning of a pack has room.
+const leastStage = 64 << 10
+
+// assureRest makes sure, before a disk is touched, that an image server has what
+// will be fetched when there is no way back.
+func (i *installation) assureRest(ctx context.Context, missing []image.Object) error {
+	var digests []object.Digest
+	var bytes uint64
+	for _, o := range missing {
+		digests = append(digests, o.Digest)
+		bytes += o.Size
+	}
+	have, err := i.servers.have(ctx, digests)
+	if err != nil {
+		return err
+	}
+	for n, has := range have {
+		if !has {
+			return i.nameFile(stage.Missing(digests[n]))
+		}
+	}
+	i.model.Logf(progress.Stage, "%d objects, %s, will be fetched after the disks have been erased; the image server has them", len(missing), storage.Bytes(bytes))
+	return nil
+}
+
+// stage gathers in a new file the objects must, from the booted root, from old
+// file systems and from the image servers, and what it finds and has room for of
+// may; missing is the rest of that. It reports as phase. limit is the most
 // bytes they may take, 0 for no limit.
-func (i *installation) stage(ctx context.Context, phase progress.Phase, name string, need []image.Object, old []stage.Tree, limit uint64) (object.Getter, error) {
+func (i *installation) stage(ctx context.Context, phase progress.Phase, name string, must, may []image.Object, old []stage.Tree, limit uint64) (held *pack.Reader, missing []image.Object, err error) {
 	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	i.opened.push("the staged objects", file.Close)
 	i.freePack = func() error { return file.Truncate(0) }
-	var total, done uint64
-	for _, o := range need {
-		total += o.Size
+	i.model.Logf(phase, "gathering %d objects, %s", len(must)+len(may), storage.Bytes(sizeOf(must)+sizeOf(may)))
+	options := i.stageOptions(phase, sizeOf(must)+sizeOf(may))
+	options.Trees = append([]stage.Tree{stage.BootedRoot(os.DirFS("/"))}, old...)
+	options.Limit = limit
+	held, missing, err = stage.Partly(ctx, i.servers.fetchers(), file, must, may, options)
+	if err != nil {
+		return nil, nil, i.nameFile(err)
 	}
-	i.model.Logf(phase, "gathering %d objects, %s", len(need), storage.Bytes(total))
-	objects, err := stage.Run(ctx, []stage.Fetcher{i.server}, file, need, stage.Options{
-		Trees: append([]stage.Tree{stage.BootedRoot(os.DirFS("/"))}, old...),
-		Limit: limit, Patience: i.opt.imageServerPatience,
+	i.logSources(phase)
+	return held, missing, nil
+}
+
+// stageOptions reports to the model, as phase, how far it is with total bytes.
+func (i *installation) stageOptions(phase progress.Phase, total uint64) stage.Options {
+	var done uint64
+	return stage.Options{
+		Patience: i.opt.imageServerPatience,
 		Report: func(source stage.Source, objects, bytes uint64) {
 			done += bytes
 			i.model.Objects(progress.Source(source), objects, bytes)
-			i.model.Update(phase, done, total)
+			if phase != progress.Unpack { // which tells what is written, rather
+				i.model.Update(phase, done, total)
+			}
 		},
 		Wait: func(reason string) { i.model.Wait(phase, reason) },
 		Log:  func(text string) { i.model.Log(phase, text) },
-	})
-	if err != nil {
-		return nil, i.nameFile(err)
 	}
+}
+
+func (i *installation) logSources(phase progress.Phase) {
 	for _, source := range i.model.Snapshot().Objects {
 		i.model.Logf(phase, "from %s: %d objects, %s", source.Source, source.Objects, storage.Bytes(source.Bytes))
 	}
-	return objects, nil
+}
+
+// bringRest delivers the image while it is written, where memory is low: what is
+// staged, and the rest from the image servers.
+func (i *installation) bringRest(ctx context.Context, objects []image.Object, to *unpack.Writer) error {
+	options := i.stageOptions(progress.Unpack, 0)
+	options.Held = i.objects
+	return i.nameFile(stage.Stream(ctx, i.servers.fetchers(), to, objects, options))
+}
+
+func sizeOf(objects []image.Object) uint64 {
+	var total uint64
+	for _, o := range objects {
+		total += o.Size
+	}
+	return total
 }
 
 // nameFile adds to an error about an object the first file that it is the
@@ -154,7 +217,7 @@ func (i *installation) unpackTo(ctx context.Context, phase progress.Phase, direc
 // unpackForChroot fetches an image, unpacks it into directory and mounts what
 // a program in it expects.
 func (i *installation) unpackForChroot(ctx context.Context, found plan.Image, directory string) error {
-	objects, err := i.stage(ctx, progress.Stage, filepath.Join(i.runDir, "pack"), found.Manifest.Objects(), nil, 0)
+	objects, _, err := i.stage(ctx, progress.Stage, filepath.Join(i.runDir, "pack"), found.Manifest.Objects(), nil, nil, 0)
 	if err != nil {
 		return err
 	}
@@ -193,7 +256,7 @@ func (i *installation) fetchFile(ctx context.Context, found plan.Image, attribut
 	if !ok {
 		return nil, refuse("BOO-045", "the image %s has no file %s", found.Name, name)
 	}
-	content, err := i.server.Open(ctx, entry.Digest)
+	content, err := i.servers.open(ctx, entry.Digest)
 	if err != nil {
 		return nil, err
 	}

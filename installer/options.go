@@ -55,7 +55,7 @@ func flagSet(opt *options) *flag.FlagSet {
 	fs.StringVar(&opt.driveSelector, "driveSelector", "", "`programme` that chooses the disks: <disk>…, answers one a line")
 	fs.BoolVar(&opt.dryRun, "dryRun", os.Geteuid() != 0, "print the plan and change nothing")
 	fs.BoolVar(&opt.generateMissingCert, "generateMissingWebcert", true, "make a certificate for port 6978 where none is given")
-	fs.StringVar(&opt.imageServerHostname, "imageServerHostname", "", "`host` of the image server, instead of the file imageserver")
+	fs.StringVar(&opt.imageServerHostname, "imageServerHostname", "", "`host` of the image server, or several with commas between, instead of the file imageserver")
 	fs.DurationVar(&opt.imageServerPatience, "imageServerPatience", 10*time.Minute, "how long the image server may be away in the middle of a download")
 	fs.UintVar(&opt.imageServerPort, "imageServerPortNum", 6971, "`port` of the image server where none is named")
 	fs.IntVar(&opt.logDebugLevel, "logDebugLevel", -1, "show debug log lines up to `level`: 0 for what was found and chosen, -1 for none")

@@ -41,13 +41,13 @@ func (i *installation) getManifest(ctx context.Context) error {
 	return nil
 }
 
-// connect dials the image server, once.
+// connect finds an image server that answers. It may be called again.
 func (i *installation) connect(ctx context.Context, phase progress.Phase) error {
-	if i.server != nil {
-		return nil
+	if i.servers != nil {
+		return i.servers.connect(ctx)
 	}
-	address := i.imageServerAddress()
-	if address == "" {
+	addresses := i.imageServerAddresses()
+	if len(addresses) == 0 {
 		return refuse("CFG-020", "no image server is named: add the file imageserver to the configuration or use -imageServerHostname")
 	}
 	config, err := i.clientTLS()
@@ -57,16 +57,15 @@ func (i *installation) connect(ctx context.Context, phase progress.Phase) error 
 	if config == nil {
 		i.model.Warn(phase, "there is no "+i.env.trust.ca+" in the boot medium: the image server is not authenticated and nothing it sends is secret")
 	}
-	i.model.Logf(phase, "connecting to the image server %s", address)
-	i.model.Wait(phase, "the image server "+address)
+	i.servers = newImageServers(addresses, func(text string) { i.model.Warn(phase, text) },
+		func(ctx context.Context, address string) (*client.Client, error) {
+			i.model.Logf(phase, "connecting to the image server %s", address)
+			return client.Dial(ctx, client.Options{Address: address, TLS: config})
+		})
+	i.opened.push("the connection to the image server", i.servers.Close)
+	i.model.Wait(phase, "the image server "+strings.Join(addresses, ", "))
 	defer i.model.Wait(phase, "")
-	server, err := client.Dial(ctx, client.Options{Address: address, TLS: config})
-	if err != nil {
-		return err
-	}
-	i.server = server
-	i.opened.push("the connection to the image server", server.Close)
-	return nil
+	return i.servers.connect(ctx)
 }
 
 // clientTLS is how this machine speaks TLS to servers. With a CA in the boot
@@ -85,7 +84,7 @@ func (i *installation) clientTLS() (*tls.Config, error) {
 }
 
 func (i *installation) findImage(ctx context.Context, name string) (plan.Image, error) {
-	found, err := i.server.Manifest(ctx, name)
+	found, err := i.servers.manifest(ctx, name)
 	if err != nil {
 		return plan.Image{}, err
 	}
@@ -148,16 +147,21 @@ func (i *installation) findTools(ctx context.Context) error {
 	return nil
 }
 
+// toolsImage is what is unpacked to -tmpRoot, if something is.
+func (i *installation) toolsImage() plan.Image {
+	if i.image.Tools != nil {
+		return *i.image.Tools
+	}
+	return i.image
+}
+
 // unpackTools unpacks what the plan names to -tmpRoot: for custom programmes,
 // or because the boot image lacks a program that the layout needs.
 func (i *installation) unpackTools(ctx context.Context) error {
 	if i.plan.Tools == nil {
 		return skip{"the boot image has every program that the plan needs"}
 	}
-	from := i.image
-	if i.image.Tools != nil {
-		from = *i.image.Tools
-	}
+	from := i.toolsImage()
 	i.model.Logf(progress.Tools, "unpacking %s to %s", from.Name, i.opt.tmpRoot)
 	if err := i.mountTmpfs(i.opt.tmpRoot, i.inventory.MemoryBytes); err != nil {
 		return err

@@ -28,7 +28,7 @@ func (i *installation) proveNetwork(ctx context.Context) error {
 		options.Own, options.OwnAddress = i.lease.Interface, i.lease.Address.Addr()
 	}
 	var err error
-	if options.Server, err = resolveServer(ctx, i.imageServerAddress()); err != nil {
+	if options.Server, err = resolveServer(ctx, i.servers.address()); err != nil {
 		warn(fmt.Sprintf("the image server's address is not known any more: %v", err))
 	}
 	i.model.Wait(progress.Prove, "answers on the new system's network")

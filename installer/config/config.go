@@ -40,8 +40,9 @@ type Config struct {
 	Image string
 	// ToolsImage is the image that custom programmes run in, empty for the same.
 	ToolsImage string
-	// ImageServer is host:port; empty when the site has no such file.
-	ImageServer string
+	// ImageServers are host:port, the one that is asked first before the others;
+	// none when the site has no such file.
+	ImageServers []string
 	// SiteServer is the URL of the site API, without a slash at its end; empty
 	// when there is none.
 	SiteServer string
@@ -70,6 +71,9 @@ type Install struct {
 	// WaitAfterFailureSeconds is how long the page of a failed installation stays
 	// up before the machine reboots; nil when the site does not say.
 	WaitAfterFailureSeconds *uint64
+	// LowMemory says that an image that does not fit into memory is written while
+	// it comes, after the disks have been erased.
+	LowMemory bool
 	// NetworkRenderer names who configures the new OS's network, one of
 	// netconfig/renderer, or empty for what the image starts.
 	NetworkRenderer string

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"net/netip"
 	"net/url"
 	"reflect"
@@ -36,12 +37,7 @@ func Parse(files map[string][]byte, imageServerPort uint16) (Config, error) {
 	r.layoutFile(&c, files)
 	c.Image = r.imageName(files, ImageFile, true)
 	c.ToolsImage = r.imageName(files, ToolsImageFile, false)
-	if server, line, ok := r.oneLine(files, ImageServerFile, false); ok {
-		var err error
-		if c.ImageServer, err = ParseServer(server, imageServerPort); err != nil {
-			r.mistake(CodeServer, ImageServerFile, line, "%v", err)
-		}
-	}
+	c.ImageServers = r.imageServers(files, imageServerPort)
 	if server, line, ok := r.oneLine(files, SiteServerFile, false); ok {
 		var err error
 		if c.SiteServer, err = parseURL(server); err != nil {
@@ -322,7 +318,7 @@ func letterOrDigit(c rune) bool {
 }
 
 func (r *reader) install(raw rawInstall) Install {
-	in := Install{NetworkRenderer: raw.NetworkRenderer.value}
+	in := Install{NetworkRenderer: raw.NetworkRenderer.value, LowMemory: raw.LowMemory.value}
 	options, err := boot.CheckOptions(raw.KernelOptions.value)
 	if err != nil {
 		at := raw.KernelOptions
@@ -361,6 +357,46 @@ func (r *reader) imageName(files map[string][]byte, file string, needed bool) st
 	return name
 }
 
+// imageServers reads a file of servers, several on a line or one on each.
+func (r *reader) imageServers(files map[string][]byte, defaultPort uint16) []string {
+	data, there := files[ImageServerFile]
+	if !there {
+		return nil
+	}
+	var servers []string
+	mistakes := len(r.mistakes)
+	for line, text := range lines(data) {
+		for word := range strings.FieldsSeq(text) {
+			server, err := ParseServer(word, defaultPort)
+			switch {
+			case err != nil:
+				r.mistake(CodeServer, ImageServerFile, line, "%v", err)
+			case slices.Contains(servers, server):
+				r.mistake(CodeServer, ImageServerFile, line, "%s stands twice", server)
+			default:
+				servers = append(servers, server)
+			}
+		}
+	}
+	if len(servers) == 0 && len(r.mistakes) == mistakes {
+		r.mistake(CodeSyntax, ImageServerFile, 0, "the file is empty")
+	}
+	return servers
+}
+
+// lines are the lines of a file that say something, with their numbers.
+func lines(data []byte) iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+		for i, text := range strings.Split(string(data), "\n") {
+			text = strings.TrimSpace(text)
+			if text != "" && !isComment([]byte(text)) && !yield(i+1, text) {
+				return
+			}
+		}
+	}
+}
+
 // oneLine reads a file of one line; comments and empty lines are skipped.
 func (r *reader) oneLine(files map[string][]byte, file string, needed bool) (value string, line int, ok bool) {
 	data, there := files[file]
@@ -370,17 +406,12 @@ func (r *reader) oneLine(files map[string][]byte, file string, needed bool) (val
 		}
 		return "", 0, false
 	}
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
-	for i, text := range strings.Split(string(data), "\n") {
-		text = strings.TrimSpace(text)
-		if text == "" || isComment([]byte(text)) {
-			continue
-		}
+	for number, text := range lines(data) {
 		if ok {
-			r.mistake(CodeSyntax, file, i+1, "a second line follows line %d: the file has one", line)
+			r.mistake(CodeSyntax, file, number, "a second line follows line %d: the file has one", line)
 			return "", 0, false
 		}
-		value, line, ok = text, i+1, true
+		value, line, ok = text, number, true
 	}
 	if !ok {
 		r.mistake(CodeSyntax, file, 0, "the file is empty")

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -59,8 +60,8 @@ func TestExampleMeansWhatItSays(t *testing.T) {
 				subnet("Prod", "192.168.120.1", "prod.example.com", true, 120),
 			},
 		},
-		Image:       "debian/12/2026-11-20",
-		ImageServer: "images.example.com:6971",
+		Image:        "debian/12/2026-11-20",
+		ImageServers: []string{"images.example.com:6971"},
 	}
 	if d := cmp.Diff(want, c, compareAddresses); d != "" {
 		t.Errorf("-want +got:\n%s", d)
@@ -128,13 +129,13 @@ func TestEveryField(t *testing.T) {
 			},
 			Subnets: []netconfig.Subnet{{ID: "A", Gateway: a("10.0.0.1"), Prefix: netip.MustParsePrefix("10.0.0.0/16"), Domain: "example.com", VlanID: 7}},
 		},
-		Install:     Install{KernelOptions: "quiet mitigations=off", WaitAfterFailureSeconds: &zero, NetworkRenderer: "ifupdown"},
-		Image:       "debian/12@sha256:" + strings.Repeat("0a", 32),
-		ToolsImage:  "tools/1",
-		ImageServer: "[2001:db8::1]:7000",
-		SiteServer:  "https://site.example.com:8080",
-		RandomSeed:  []byte{1, 2, 3},
-		Warnings:    []string{"config.json:9: field Subnets[0].Zone is not used"},
+		Install:      Install{KernelOptions: "quiet mitigations=off", WaitAfterFailureSeconds: &zero, NetworkRenderer: "ifupdown"},
+		Image:        "debian/12@sha256:" + strings.Repeat("0a", 32),
+		ToolsImage:   "tools/1",
+		ImageServers: []string{"[2001:db8::1]:7000"},
+		SiteServer:   "https://site.example.com:8080",
+		RandomSeed:   []byte{1, 2, 3},
+		Warnings:     []string{"config.json:9: field Subnets[0].Zone is not used"},
 	}
 	if d := cmp.Diff(want, c, compareAddresses); d != "" {
 		t.Errorf("-want +got:\n%s", d)
@@ -359,7 +360,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if c.Image == "" || c.ImageServer == "" || len(c.Network.Entries) == 0 || len(c.Storage.Volumes) == 0 {
+		if c.Image == "" || len(c.ImageServers) == 0 || len(c.Network.Entries) == 0 || len(c.Storage.Volumes) == 0 {
 			t.Errorf("accepted, but not valid: %+v", c)
 		}
 	})
@@ -375,12 +376,13 @@ func bytesLines(files ...[]byte) int {
 
 // The port that the operator asks for counts only where the file names none.
 func TestImageServerPortIsADefault(t *testing.T) {
-	for text, want := range map[string]string{"images": "images:7001", "images:6999": "images:6999", "[2001:db8::1]": "[2001:db8::1]:7001"} {
+	for text, want := range map[string]string{"images": "images:7001", "images:6999": "images:6999", "[2001:db8::1]": "[2001:db8::1]:7001",
+		"# by preference\nnear far:1\n\n192.0.2.1": "near:7001 far:1 192.0.2.1:7001"} {
 		files := example(t)
 		files[ImageServerFile] = []byte(text + "\n")
 		c, err := Parse(files, 7001)
-		if err != nil || c.ImageServer != want {
-			t.Errorf("imageserver %q: got %q, %v; want %q", text, c.ImageServer, err, want)
+		if err != nil || !slices.Equal(c.ImageServers, strings.Fields(want)) {
+			t.Errorf("imageserver %q: got %q, %v; want %q", text, c.ImageServers, err, want)
 		}
 	}
 }

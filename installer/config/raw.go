@@ -60,12 +60,12 @@ type rawSubnet struct {
 type rawInstall struct {
 	position
 	KernelOptions           text
+	LowMemory               boolean
 	NetworkRenderer         text
 	ProveNetwork            boolean
 	WaitAfterFailureSeconds number
 
 	RequireApproval unsupported
-	LowMemory       unsupported
 	FirstBoot       unsupported
 	Steps           unsupported
 }

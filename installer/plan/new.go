@@ -2,7 +2,6 @@ package plan
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/firstlight/firstlight/imageserver/image"
-	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/inventory"
@@ -183,10 +181,12 @@ func (d *decision) decideStorage() {
 		}
 	}
 	choice, err := boot.Choose(d.image.Manifest.Attributes, d.config.Install.KernelOptions, boot.Machine{
-		Firmware:   d.machine.Firmware,
-		Consoles:   d.machine.Consoles,
-		RootUUID:   rootUUID(layout),
-		SecureBoot: d.machine.SecureBoot,
+		Firmware:    d.machine.Firmware,
+		Consoles:    d.machine.Consoles,
+		RootUUID:    rootUUID(layout),
+		RootOptions: layout.RootOptions(),
+		SecureBoot:  d.machine.SecureBoot,
+		NewInitrd:   layout.NeedsInitrd(),
 	})
 	if err != nil {
 		d.refusals.add(err)
@@ -271,22 +271,6 @@ func rootUUID(layout storage.Layout) string {
 	return ""
 }
 
-// Memory that an installation needs besides what it stages, in bytes. The first
-// is for the installer itself with its decoders, cryptsetup and mkfs, and the
-// pages on their way to the disks; the second for each entry of the manifest.
-const (
-	workingBytes  = 160 << 20
-	bytesPerEntry = 1 << 10
-	pageBytes     = 4 << 10
-)
-
-// What the stage takes beside the objects: the frame of each, and room for what
-// arrives damaged and is fetched again.
-const (
-	frameBytes = 64
-	stageSlack = 16 << 20
-)
-
 // decideTools says which image is unpacked to memory, if one is.
 func (d *decision) decideTools() {
 	from := d.image.Tools
@@ -321,56 +305,6 @@ func hasProgram(m *image.Manifest, name string) bool {
 	return false
 }
 
-func (d *decision) decideMemory() {
-	p := &d.plan
-	var stage, largest uint64
-	seen := make(map[object.Digest]bool)
-	count := func(img Image) {
-		for _, o := range img.Manifest.Objects() {
-			if seen[o.Digest] {
-				continue
-			}
-			seen[o.Digest] = true
-			stored, known := img.Stored[o.Digest]
-			if !known || stored > o.Size {
-				stored = o.Size // never sent larger than it is
-			}
-			p.FetchObjects++
-			p.FetchBytes += stored
-			// What is found on an old disk is compressed here, not by the server.
-			stage += min(o.Size, stored+stored/16) + frameBytes
-			largest = max(largest, stored)
-		}
-	}
-	count(d.image)
-	if d.image.Tools != nil {
-		count(*d.image.Tools)
-	}
-	p.StageBytes = roundUp(stage+largest+stageSlack, 1<<20)
-
-	need := p.StageBytes + workingBytes + uint64(len(d.image.Manifest.Entries))*bytesPerEntry
-	if p.HandOver == Kexec {
-		for _, file := range []string{p.Boot.Kernel, p.Boot.Initrd} {
-			if e, ok := d.image.Manifest.Resolve(file); ok {
-				need += 2 * e.Size // in the page cache, and where the next kernel will find it
-			}
-		}
-	}
-	if d.tools != nil {
-		for i := range d.tools.Entries {
-			if e := &d.tools.Entries[i]; e.Type != image.Hardlink {
-				need += roundUp(e.Size, pageBytes) + bytesPerEntry
-			}
-		}
-	}
-	p.MemoryNeed = roundUp(need, 1<<20)
-	p.MemoryHave = cmp.Or(d.machine.MemoryAvailableBytes, d.machine.MemoryBytes)
-	if p.MemoryNeed > p.MemoryHave {
-		d.refuse(CodeMemory, "the installation needs %s of memory and %s are free: %s hold the image's objects. Give the machine more memory, or make the image smaller",
-			storage.Bytes(p.MemoryNeed), storage.Bytes(p.MemoryHave), storage.Bytes(p.StageBytes))
-	}
-}
-
 // missingPrograms are those that the layout needs and the initramfs never has.
 func (d *decision) missingPrograms() []string {
 	var missing []string
@@ -381,8 +315,6 @@ func (d *decision) missingPrograms() []string {
 	}
 	return missing
 }
-
-func roundUp(n, unit uint64) uint64 { return (n + unit - 1) / unit * unit }
 
 func (d *decision) warn(format string, args ...any) {
 	d.plan.Warnings = append(d.plan.Warnings, fmt.Sprintf(format, args...))

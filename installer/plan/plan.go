@@ -62,6 +62,10 @@ type Plan struct {
 	FetchBytes   uint64 `json:"fetchBytes"`
 	// StageBytes bounds the tmpfs that holds the staged objects.
 	StageBytes uint64 `json:"stageBytes"`
+	// LowMemory says that the stage does not hold the whole image: what is not in
+	// it is fetched and written after commit. Before commit the stage takes what
+	// custom programmes run from, and of what old disks have as much as fits.
+	LowMemory bool `json:"lowMemory,omitempty"`
 	// MemoryNeed and MemoryHave are bytes: what the installation needs at most,
 	// and what the machine has.
 	MemoryNeed uint64 `json:"memoryNeed"`

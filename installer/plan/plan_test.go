@@ -46,10 +46,10 @@ func siteConfig() config.Config {
 				DNS:     []netip.Addr{netip.MustParseAddr("192.168.1.53")},
 			}},
 		},
-		Image:       "debian/12",
-		ImageServer: "images.example.com:6971",
-		RandomSeed:  []byte(secret),
-		Warnings:    []string{"config.json:3: field Machine.Rack is not used"},
+		Image:        "debian/12",
+		ImageServers: []string{"images.example.com:6971"},
+		RandomSeed:   []byte(secret),
+		Warnings:     []string{"config.json:3: field Machine.Rack is not used"},
 	}
 }
 
@@ -75,7 +75,7 @@ func machine() inventory.Document {
 			{Name: "vdb", Path: "/dev/vdb", Model: "Data Disk", BusPath: "pci0000:00/0000:00:04.0/virtio2", Transport: "virtio", Size: 4 << 30, SectorSize: 512},
 			{Name: "sda", Path: "/dev/sda", Model: "SanDisk Ultra", BusPath: "pci0000:00/0000:00:14.0/usb1", Transport: "usb", Size: 4 << 30, SectorSize: 512},
 		},
-		NICs: []netconfig.NIC{{Name: "eth0", MAC: netconfig.MAC{0x52, 0x54, 0, 0x12, 0x34, 0x56}, Driver: "virtio_net", PCI: "0000:00:02.0", Carrier: true, Lease: true}},
+		NICs: []netconfig.NIC{{Name: "eth0", MAC: netconfig.MAC{0x52, 0x54, 0, 0x12, 0x34, 0x56}, Driver: "virtio_net", PCI: "0000:00:02.0", Carrier: true, Lease: true, Address: netip.MustParsePrefix("192.168.1.2/24")}},
 	}
 	for i := range d.Seed {
 		d.Seed[i] = byte(i)

@@ -61,6 +61,9 @@ func (p Plan) Text() string {
 	}
 	t.field("Download", fmt.Sprintf("at most %s in %s objects", storage.Bytes(p.FetchBytes), thousands(p.FetchObjects)))
 	t.field("Memory", fmt.Sprintf("at most %s of %s", storage.Bytes(p.MemoryNeed), storage.Bytes(p.MemoryHave)))
+	if p.LowMemory {
+		t.field("", fmt.Sprintf("up to %s of old files are kept in it; the rest of the image is fetched after the disks have been erased", storage.Bytes(p.StageBytes)))
+	}
 	for _, warning := range p.Warnings {
 		t.field("Warning", warning)
 	}

@@ -239,6 +239,9 @@ func (s *stream) fetchAll(ctx context.Context, digests []object.Digest) error {
 	return nil
 }
 
+// Missing is the error of an object that no server has.
+func Missing(d object.Digest) *Error { return missing(d, nil) }
+
 // missing is the error of an object that the server did not send.
 func missing(d object.Digest, err error) *Error {
 	if err == nil {

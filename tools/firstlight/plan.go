@@ -33,8 +33,8 @@ func (c *common) planCommand() *cobra.Command {
 			if name != "" {
 				read.Image = name
 			}
-			if read.ImageServer != "" && !cmd.Flags().Changed("imageserver") {
-				c.imageserver = read.ImageServer
+			if len(read.ImageServers) > 0 && !cmd.Flags().Changed("imageserver") {
+				c.imageserver = read.ImageServers[0]
 			}
 			found, err := c.planImage(cmd.Context(), read.Image, read.ToolsImage)
 			if err != nil {

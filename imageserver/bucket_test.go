@@ -25,14 +25,13 @@ type gateway struct {
 	process       *child.Child
 }
 
-// gatewayProgram is where versitygw is built; TestMain removes it.
-func gatewayProgram() string {
-	return filepath.Join(os.TempDir(), fmt.Sprintf("firstlight-versitygw-%d", os.Getpid()))
-}
-
-// versitygw builds the program once.
+// versitygw builds the program once. It stays among what is built: the go command
+// leaves a program as it is that is still right.
 var versitygw = sync.OnceValues(func() (string, error) {
-	path := gatewayProgram()
+	path, err := filepath.Abs(filepath.Join("..", "build", "test", "versitygw"))
+	if err != nil {
+		return "", err
+	}
 	out, err := exec.Command("go", "build", "-o", path, "github.com/versity/versitygw/cmd/versitygw").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building versitygw: %w\n%s", err, out)

@@ -32,9 +32,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	code := m.Run()
-	_ = os.Remove(gatewayProgram()) // most runs have none
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // process is an image server in a process of its own.

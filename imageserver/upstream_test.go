@@ -139,6 +139,16 @@ func TestUpstream(t *testing.T) {
 
 	data := t.TempDir()
 	cache := start(t, "--data", data, "--insecure", "--upstream", above.address, "--scrub-interval", "1s", "--scrub-rate", "1000")
+	// Nothing is here yet; the sizes are upstream's.
+	if found, err := insecure(t, cache.address).Manifest(t.Context(), "debian/12"); err != nil || len(found.Stored) != len(sizes) {
+		t.Errorf("%d stored sizes of %d, %v", len(found.Stored), len(sizes), err)
+	} else {
+		for digest, stored := range found.Stored {
+			if stored == 0 {
+				t.Errorf("%s has no stored size", digest)
+			}
+		}
+	}
 	var stampede sync.WaitGroup
 	for range 12 {
 		c := insecure(t, cache.address)
@@ -160,6 +170,17 @@ func TestUpstream(t *testing.T) {
 	}
 	if got := metric(t, above.address, "imageserver_sent_bytes_total", "") - sent; got > 1.1*total+1<<20 {
 		t.Errorf("upstream sent %.0f bytes, the image has %.0f", got, total)
+	}
+	// The manifest and each object was missed once; the other eleven clients hit.
+	misses := metric(t, cache.address, "imageserver_cache_requests_total", `cache="upstream",result="miss"`)
+	hits := metric(t, cache.address, "imageserver_cache_requests_total", `cache="upstream",result="hit"`)
+	if all := float64(len(digests)); misses < all || misses > 1.1*all || hits < 10*all {
+		t.Errorf("%.0f misses and %.0f hits of %.0f objects and 12 clients", misses, hits, all)
+	}
+	for _, op := range []string{"find", "have", "fetch", "manifest"} {
+		if metric(t, cache.address, "imageserver_backend_request_duration_seconds_count", `backend="upstream",op="`+op+`"`) == 0 {
+			t.Errorf("upstream was not timed for %s", op)
+		}
 	}
 	for name, what := range map[string]string{
 		"imageserver_object_requests_total":                  `code="OK",op="get"`,

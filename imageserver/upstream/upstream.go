@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,6 +98,12 @@ type Store struct {
 	mutex   sync.Mutex
 	flights map[object.Digest]*flight
 	fresh   map[object.Digest]bool // fetched, and not opened since
+
+	// sizing is held while upstream is asked for an image's stored sizes; sizes are
+	// those of the manifest sized.
+	sizing sync.Mutex
+	sized  object.Digest
+	sizes  map[object.Digest]uint64
 
 	dialling sync.Mutex
 	source   Source
@@ -198,11 +205,18 @@ func (s *Store) StoredSizes(ctx context.Context, name string, manifest object.Di
 	if err != nil {
 		return nil, err
 	}
+	// One question for all who install the same image at once.
+	s.sizing.Lock()
+	defer s.sizing.Unlock()
+	if s.sized == manifest {
+		return s.sizes, nil
+	}
 	defer s.took("manifest", time.Now())
 	found, err := source.Manifest(ctx, name+"@"+manifest.String())
 	if err != nil {
 		return nil, &Error{"asking upstream for an image", err}
 	}
+	s.sized, s.sizes = manifest, found.Stored
 	return found.Stored, nil
 }
 
@@ -245,13 +259,7 @@ func (s *Store) Prefetch(digests []object.Digest) {
 	for _, info := range infos {
 		here[info.Digest] = true
 	}
-	var missing []object.Digest
-	for _, digest := range digests {
-		if !here[digest] {
-			missing = append(missing, digest)
-		}
-	}
-	s.claim(missing)
+	s.claim(slices.DeleteFunc(slices.Clone(digests), func(d object.Digest) bool { return here[d] }))
 }
 
 // claim joins the fetches of these objects that run, and begins one of the rest.
@@ -276,8 +284,10 @@ func (s *Store) claim(digests []object.Digest) map[object.Digest]*flight {
 	return flights
 }
 
-// finish ends the flights of objects.
-func (s *Store) finish(err error, digests ...object.Digest) {
+// finish ends the flights of objects that were fetched, or could not be.
+func (s *Store) finish(err error, digests ...object.Digest) { s.land(err, err == nil, digests...) }
+
+func (s *Store) land(err error, fetched bool, digests ...object.Digest) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	for _, digest := range digests {
@@ -286,7 +296,7 @@ func (s *Store) finish(err error, digests ...object.Digest) {
 			if len(s.fresh) == mostFresh {
 				clear(s.fresh)
 			}
-			if err == nil {
+			if fetched {
 				s.fresh[digest] = true
 			}
 			f.err = err
@@ -301,6 +311,16 @@ func (s *Store) fetchAll(ctx context.Context, digests []object.Digest) {
 		defer func() { <-s.places }()
 	case <-ctx.Done():
 		s.finish(ctx.Err(), digests...)
+		return
+	}
+	// Between the look that missed them and the claim, another fetch may have
+	// brought some.
+	digests, err := s.missing(ctx, digests)
+	if err != nil {
+		s.finish(err, digests...)
+		return
+	}
+	if len(digests) == 0 {
 		return
 	}
 	source, err := s.connect(ctx)
@@ -328,6 +348,28 @@ func (s *Store) fetchAll(ctx context.Context, digests []object.Digest) {
 		s.fetch(ctx, source, there[:n])
 		there = there[n:]
 	}
+}
+
+// missing are those of the digests that are not here; the flights of the others
+// end.
+func (s *Store) missing(ctx context.Context, digests []object.Digest) ([]object.Digest, error) {
+	infos, err := s.Stat(ctx, digests)
+	if err != nil {
+		return digests, err
+	}
+	here := make(map[object.Digest]bool, len(infos))
+	for _, info := range infos {
+		here[info.Digest] = true
+	}
+	var missing []object.Digest
+	for _, digest := range digests {
+		if here[digest] {
+			s.land(nil, false, digest)
+		} else {
+			missing = append(missing, digest)
+		}
+	}
+	return missing, nil
 }
 
 // fetch gets objects; where one of them fails, each of the rest by itself.

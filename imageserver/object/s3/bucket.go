@@ -146,7 +146,12 @@ func (c *clocked) RoundTrip(request *http.Request) (*http.Response, error) {
 	answer, err := c.next.RoundTrip(request)
 	if err == nil {
 		if date, dateErr := http.ParseTime(answer.Header.Get("Date")); dateErr == nil {
-			c.bucket.ahead.Store(int64(time.Until(date)))
+			ahead := int64(time.Until(date))
+			// A date has whole seconds, and was a while on its way: small differences
+			// are none.
+			if before := c.bucket.ahead.Load(); max(ahead-before, before-ahead) > int64(2*time.Second) {
+				c.bucket.ahead.Store(ahead)
+			}
 		}
 	}
 	return answer, err

@@ -96,9 +96,9 @@ func (l Layout) Volumes() []Volume {
 	return volumes
 }
 
-// mounts are the places where the volume is mounted: one, or one for each
-// subvolume.
-func (v Volume) mounts() []Volume {
+// Mounts are the places where the volume is mounted: one, or one for each
+// subvolume, or none for swap.
+func (v Volume) Mounts() []Volume {
 	p := v.Partition
 	if p.MountPoint == "" {
 		return nil
@@ -135,9 +135,14 @@ func (l Layout) NeedsInitrd() bool {
 // system is mounted.
 func (l Layout) RootOptions() []string {
 	for _, v := range l.Mounts() {
-		if v.MountPoint() == "/" && v.Subvolume != "" {
-			return []string{"rootflags=subvol=" + v.Subvolume}
+		if v.MountPoint() != "/" {
+			continue
 		}
+		options := v.unlockOptions()
+		if v.Subvolume != "" {
+			options = append(options, "rootflags=subvol="+v.Subvolume)
+		}
+		return options
 	}
 	return nil
 }

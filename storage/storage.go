@@ -306,6 +306,7 @@ const (
 	CodeErase         = "STO-021"
 	CodeNotErased     = "STO-022"
 	CodeKept          = "STO-023"
+	CodeAssemble      = "STO-025"
 	CodeLUKSParameter = "LUK-001"
 	CodeLUKSKey       = "LUK-002"
 	CodeLUKSMemory    = "LUK-003"

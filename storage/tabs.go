@@ -12,7 +12,7 @@ import (
 func (l Layout) Mounts() []Volume {
 	var volumes []Volume
 	for _, v := range l.Volumes() {
-		volumes = append(volumes, v.mounts()...)
+		volumes = append(volumes, v.Mounts()...)
 	}
 	slices.SortStableFunc(volumes, func(a, b Volume) int {
 		return slices.Compare(components(a.MountPoint()), components(b.MountPoint()))

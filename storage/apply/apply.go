@@ -44,6 +44,9 @@ type Seams struct {
 	// WaitFor waits for a device node; [block.WaitFor] is the real one.
 	WaitFor func(ctx context.Context, node string, limit time.Duration) error
 	Mounter Mounter
+	// MakeSubvolumes makes subvolumes on a new btrfs; [mount.MakeSubvolumes] is
+	// the real one.
+	MakeSubvolumes func(device string, subvolumes []storage.Subvolume) error
 	// Sys is sysfs, os.DirFS("/sys"): it tells what the kernel has made of a disk
 	// (a RAID, a mapping) that must be taken down first. With nil such a disk is
 	// busy.
@@ -95,10 +98,16 @@ type Applied struct {
 	layout storage.Layout
 	keys   *keys.Keys
 
-	mu       sync.Mutex
-	mappings []string // open, in the order in which they were opened
-	written  map[string]uint64
-	closed   bool
+	mu      sync.Mutex
+	open    []opened // in the order in which they were opened
+	written map[string]uint64
+	closed  bool
+}
+
+// opened is a mapping, an array or a logical volume, and what takes it down.
+type opened struct {
+	what string
+	down tool.Cmd
 }
 
 // Run makes the disks match the layout and mounts all volumes. Everything is done
@@ -118,7 +127,7 @@ func Run(ctx context.Context, s Seams, l storage.Layout, o Options) (_ *Applied,
 	if len(l.Disks) == 0 {
 		return nil, storage.Errorf(storage.CodeNoDisk, "the layout has no disk")
 	}
-	r := &run{Seams: s, layout: l, options: o, slots: make(chan struct{}, atOnce), mounted: make(map[string]chan struct{}), held: make(map[string][]holder)}
+	r := &run{Seams: s, layout: l, options: o, slots: make(chan struct{}, atOnce), made: nodesOf(l), mounted: make(map[string]chan struct{}), held: make(map[string][]holder)}
 	for _, v := range l.Mounts() {
 		r.mounted[v.MountPoint()] = make(chan struct{})
 	}
@@ -156,21 +165,7 @@ func Run(ctx context.Context, s Seams, l storage.Layout, o Options) (_ *Applied,
 	if err := r.takeDown(ctx, devices); err != nil {
 		return nil, err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	for i, d := range l.Disks {
-		g.Go(func() error {
-			if err := r.partition(ctx, d, devices[i]); err != nil {
-				return err
-			}
-			for _, p := range d.Partitions {
-				if p.FileSystem != "" {
-					g.Go(func() error { return r.volume(ctx, storage.Volume{Disk: d, Partition: p}) })
-				}
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
+	if err := r.build(ctx, devices); err != nil {
 		return nil, err
 	}
 	return r.applied, nil
@@ -183,6 +178,7 @@ type run struct {
 	options Options
 	applied *Applied
 	slots   chan struct{}            // one for each program that runs
+	made    map[string]chan struct{} // by node, closed when the device is there
 	mounted map[string]chan struct{} // closed when the mount point is mounted
 	held    map[string][]holder      // disks that must be taken down, by path
 	heldMu  sync.Mutex
@@ -191,9 +187,12 @@ type run struct {
 // volume encrypts, formats and mounts one volume.
 func (r *run) volume(ctx context.Context, v storage.Volume) error {
 	d, p := v.Disk, v.Partition
-	name := storage.PartitionName(d.Name, p.Number)
 	node := d.Node(p)
-	if err := r.WaitFor(ctx, node, nodeLimit); err != nil {
+	name := storage.PartitionName(d.Name, p.Number)
+	if p.Number == 0 { // all of an array or a logical volume
+		name = d.Name
+	}
+	if err := r.await(ctx, node); err != nil {
 		return err
 	}
 	if p.LUKS != nil {
@@ -217,9 +216,22 @@ func (r *run) volume(ctx context.Context, v storage.Volume) error {
 		}
 		return err
 	}
-	if p.MountPoint == "" {
-		return nil
+	if len(p.Subvolumes) > 0 {
+		if err := r.MakeSubvolumes(v.Device(), p.Subvolumes); err != nil {
+			return err
+		}
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, m := range v.Mounts() {
+		g.Go(func() error { return r.mountBelow(ctx, name, m) })
+	}
+	return g.Wait()
+}
+
+// mountBelow mounts a volume, or a subvolume of one, as soon as the volume that
+// it lies in is mounted.
+func (r *run) mountBelow(ctx context.Context, name string, v storage.Volume) error {
+	p := v.Partition
 	if parent := r.parent(p.MountPoint); parent != "" {
 		select {
 		case <-r.mounted[parent]:
@@ -227,7 +239,7 @@ func (r *run) volume(ctx context.Context, v storage.Volume) error {
 			return fmt.Errorf("mounting %s: %w", p.MountPoint, context.Cause(ctx))
 		}
 	}
-	r.options.Progress(d.Name, name, "mount")
+	r.options.Progress(v.Disk.Name, name, "mount")
 	if err := r.mount(v); err != nil {
 		return err
 	}
@@ -250,6 +262,9 @@ func (r *run) mount(v storage.Volume) error {
 		data = "noinit_itable"
 	case storage.VFAT:
 		data = "umask=0077" // as in the new OS's fstab; else it depends on ours
+	}
+	if v.Subvolume != "" {
+		data = "subvol=" + v.Subvolume
 	}
 	if err := r.Mounter.Mount(v.Device(), target, p.FileSystem, unix.MS_NOATIME, data); err != nil {
 		return err
@@ -321,10 +336,21 @@ func (r *run) tool(ctx context.Context, c tool.Cmd) error {
 	return err
 }
 
-func (a *Applied) opened(mapping string) {
+// opened notes a mapping that is open.
+func (a *Applied) opened(mapping string) { a.push("the mapping "+mapping, luks.Close(mapping)) }
+
+func (a *Applied) push(what string, down tool.Cmd) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.mappings = append(a.mappings, mapping)
+	a.open = append(a.open, opened{what, down})
+}
+
+// undo takes down what may have been left half made.
+func (a *Applied) undo(down tool.Cmd) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+	defer cancel()
+	// It fails when there is nothing, which is what is wanted.
+	_, _ = a.seams.Runner.Run(ctx, down)
 }
 
 func (a *Applied) wrote(disk string, n uint64) {
@@ -344,25 +370,25 @@ func (a *Applied) Written() map[string]uint64 {
 	return maps.Clone(a.written)
 }
 
-// Close unmounts everything, closes the mappings and wipes the keys, in reverse
+// Close unmounts everything, closes mappings and arrays and wipes the keys, in reverse
 // of the order in which they came. It goes on after an error and joins them. It
 // may be called twice: what is closed stays so, what failed is tried again.
 func (a *Applied) Close() error {
 	err := a.seams.Mounter.Close()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var left []string
-	for _, mapping := range slices.Backward(a.mappings) {
+	var left []opened
+	for _, o := range slices.Backward(a.open) {
 		// Without the caller's context: it may be what ended the installation.
 		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
-		_, e := a.seams.Runner.Run(ctx, luks.Close(mapping))
+		_, e := a.seams.Runner.Run(ctx, o.down)
 		cancel()
 		if e != nil {
-			err = errors.Join(err, luks.Explain("closing the mapping "+mapping, e))
-			left = append([]string{mapping}, left...)
+			err = errors.Join(err, luks.Explain("closing "+o.what, e))
+			left = append([]opened{o}, left...)
 		}
 	}
-	a.mappings = left
+	a.open = left
 	a.closed = true
 	return errors.Join(err, a.keys.Wipe())
 }

@@ -196,7 +196,11 @@ func TestRun(t *testing.T) {
 			first, second := create(t, 2<<30), create(t, 512<<20)
 			sh(t, "/usr/sbin/sgdisk", "-n", "1:2048:+200M", "-n", "2:0:0", first)
 			sh(t, "/usr/sbin/mkfs.ext4", "-q", "-F", second)
-			l := resolve(t, spec(), storage.Both, loop(t, first, sector), loop(t, second, sector))
+			firmware, system := storage.Both, 3 // the number of /'s partition
+			if sector == 4096 {
+				firmware, system = storage.UEFI, 2 // no BIOS starts from such a disk
+			}
+			l := resolve(t, spec(), firmware, loop(t, first, sector), loop(t, second, sector))
 			s, r := seams(t)
 			root := t.TempDir()
 			var mu sync.Mutex
@@ -235,7 +239,7 @@ func TestRun(t *testing.T) {
 			if ready[0] != "/" || len(ready) != 6 || slices.Index(ready, "/firstlight-test-home") > slices.Index(ready, "/firstlight-test-home/deep/er") {
 				t.Errorf("ready in the order %v", ready)
 			}
-			for _, step := range []string{"vda check", "vdb check", "vda erase", "vdb partition", "vda vda5 encrypt", "vdb vdb1 format", "vda vda3 mount"} {
+			for _, step := range []string{"vda check", "vdb check", "vda erase", "vdb partition", fmt.Sprintf("vda vda%d encrypt", system+2), "vdb vdb1 format", fmt.Sprintf("vda vda%d mount", system)} {
 				if !slices.Contains(steps, step) {
 					t.Errorf("no step %q in %v", step, steps)
 				}
@@ -354,7 +358,7 @@ func TestRun(t *testing.T) {
 				d, err := block.Open(path)
 				return neverDiscards{d}, err
 			}
-			l = resolve(t, spec(), storage.BIOS, l.Disks[0].Path, l.Disks[1].Path)
+			l = resolve(t, spec(), firmware, l.Disks[0].Path, l.Disks[1].Path)
 			if len(l.Lost) < 10 {
 				t.Errorf("lost: %q", l.Lost)
 			}

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
+	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/target"
 	"github.com/firstlight/firstlight/storage"
@@ -106,6 +108,23 @@ func (i *installation) escrow(sealed []byte) recovery.Escrow {
 		e.Volumes = append(e.Volumes, recovery.Volume{UUID: v.Partition.LUKS.UUID, MountPoint: v.MountPoint(), Disk: disk})
 	}
 	return e
+}
+
+// initrdSettings have programs that make initrds put into them, now and with
+// each new kernel, what opens the root file system.
+func (i *installation) initrdSettings() []target.File {
+	layout := i.plan.Layout
+	if !slices.ContainsFunc(layout.Encrypted(), func(v storage.Volume) bool { return v.MountPoint() == "/" }) || i.plan.Boot.NewInitrd != boot.Dracut {
+		return nil // initramfs-tools looks into crypttab itself
+	}
+	modules := "crypt"
+	if layout.Uses(storage.SlotTPM2) {
+		modules += " tpm2-tss"
+	}
+	return []target.File{{
+		Path: "/etc/dracut.conf.d/firstlight.conf", Mode: 0o644,
+		Data: []byte("# The root file system is encrypted.\nadd_dracutmodules+=\" " + modules + " \"\n"),
+	}}
 }
 
 // writeKeys writes what opens the volumes into the new system, and opens every

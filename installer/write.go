@@ -27,6 +27,7 @@ func (i *installation) writeIdentity(ctx context.Context) error {
 		files = append(files,
 			target.File{Path: "/etc/fstab", Mode: 0o644, Data: i.plan.Layout.Fstab()},
 			target.File{Path: "/etc/crypttab", Mode: 0o644, Data: i.plan.Layout.Crypttab()})
+		files = append(files, i.initrdSettings()...)
 		if err := i.writeKeys(ctx); err != nil {
 			return err
 		}

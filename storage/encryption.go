@@ -116,6 +116,21 @@ func (r *resolver) luks(mountPoint string) *LUKS {
 	return l
 }
 
+// unlockOptions are the kernel's words by which an initrd of systemd's or
+// dracut's opens the volume (systemd-cryptsetup-generator(8)); that of
+// initramfs-tools has crypttab in it, and passes over them.
+func (v Volume) unlockOptions() []string {
+	l := v.Partition.LUKS
+	if l == nil {
+		return nil
+	}
+	options := []string{"rd.luks.name=" + l.UUID + "=" + l.Mapping}
+	if l.Unlock == UnlockTPM2 {
+		options = append(options, "rd.luks.options="+l.UUID+"=tpm2-device=auto")
+	}
+	return options
+}
+
 // Encrypted are the volumes with LUKS, in the order of Mounts.
 func (l Layout) Encrypted() []Volume {
 	volumes := slices.DeleteFunc(l.Volumes(), func(v Volume) bool { return v.Partition.LUKS == nil })

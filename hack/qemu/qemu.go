@@ -49,6 +49,14 @@ type Config struct {
 	FromNetwork bool
 	// Kernel, Initrd (files) and CommandLine boot a kernel without firmware.
 	Kernel, Initrd, CommandLine string
+	// Vars is the memory of a UEFI firmware (CreateVars), which the machine
+	// changes; empty means BIOS firmware. With SecureBoot the firmware can do it;
+	// whether it does is up to the keys in Vars.
+	Vars       string
+	SecureBoot bool
+	// TPM is the directory, with an absolute path, that keeps the state of a
+	// TPM 2.0; empty means there is none.
+	TPM string
 	// NoReboot makes QEMU end where the machine would restart.
 	NoReboot bool
 	// Display shows the machine's screen in a window; serial console and
@@ -87,6 +95,7 @@ type Machine struct {
 	*Console
 	config Config
 	proc   *child.Child
+	tpm    *child.Child // nil where there is none
 	qmp    *control
 	stderr *os.File
 	serial net.Conn
@@ -109,7 +118,7 @@ func (c Config) arguments() ([]string, error) {
 	if c.Net.MAC == "" {
 		c.Net.MAC = "52:54:00:12:34:56"
 	}
-	machine := "pc"
+	machine, firmware := c.firmware()
 	if !c.Display {
 		// SeaBIOS then shows its screen, and with it iPXE and GRUB, on the
 		// serial console.
@@ -124,6 +133,7 @@ func (c Config) arguments() ([]string, error) {
 		"-serial", "chardev:console",
 		"-qmp", "unix:" + escape(c.path("qmp.sock")) + ",server=on,wait=off",
 	}
+	args = append(append(args, firmware...), c.tpmArguments()...)
 	if c.Display {
 		args = append(args, "-vga", "std")
 	} else {
@@ -219,13 +229,22 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting a machine: %w", err)
 	}
+	var tpm *child.Child
+	if c.TPM != "" {
+		if tpm, err = c.startTPM(stderr); err != nil {
+			return nil, errors.Join(err, stderr.Close())
+		}
+	}
 	cmd := exec.Command(Program, args...)
 	cmd.Stdout, cmd.Stderr = stderr, stderr
 	proc, err := child.Start(cmd, c.Keep)
 	if err != nil {
+		if tpm != nil {
+			tpm.Stop(0)
+		}
 		return nil, errors.Join(err, stderr.Close())
 	}
-	m := &Machine{config: c, proc: proc, stderr: stderr, read: make(chan struct{})}
+	m := &Machine{config: c, proc: proc, tpm: tpm, stderr: stderr, read: make(chan struct{})}
 	if err := m.connect(ctx); err != nil {
 		m.Kill()
 		if said, _ := os.ReadFile(c.path("qemu.log")); len(said) > 0 {
@@ -314,6 +333,10 @@ func (m *Machine) Stop(ctx context.Context) error {
 // more than once; when it returns the machine is gone.
 func (m *Machine) Kill() {
 	m.proc.Stop(0)
+	if m.tpm != nil {
+		// It ends by itself when QEMU has gone, and writes its state first.
+		m.tpm.Stop(2 * time.Second)
+	}
 	if m.serial != nil {
 		// What the machine wrote last is read before the console closes.
 		select {

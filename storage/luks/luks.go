@@ -81,6 +81,11 @@ func test(device string, slot int, file string) []string {
 	return []string{"open", "--type", "luks2", "--batch-mode", "--test-passphrase", "--key-slot", strconv.Itoa(slot), "--key-file=" + file, device}
 }
 
+// Header prints a LUKS2 header's metadata as JSON; nothing in it is secret.
+func Header(device string) tool.Cmd {
+	return tool.Cmd{Name: "cryptsetup", Args: []string{"luksDump", "--dump-json-metadata", device}}
+}
+
 // ImportToken writes a token, JSON, into a volume's header under that number.
 func ImportToken(device string, number int, token []byte) tool.Cmd {
 	return tool.Cmd{Name: "cryptsetup", Args: []string{"token", "import", "--token-id", strconv.Itoa(number), "--json-file=-", device}, Stdin: token}

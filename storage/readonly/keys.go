@@ -1,14 +1,16 @@
 package readonly
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +18,7 @@ import (
 
 	"github.com/firstlight/firstlight/storage/luks"
 	"github.com/firstlight/firstlight/storage/tool"
+	"github.com/firstlight/firstlight/storage/tpm2"
 )
 
 const (
@@ -169,8 +172,8 @@ func (a *Attached) decrypt(ctx context.Context) (any bool) {
 	return any
 }
 
-// unlock opens p with the keys that were found so far; opened is false when none
-// is for it.
+// unlock opens p with the keys that were found so far, or with what the TPM
+// releases for it; opened is false when none is for it.
 func (a *Attached) unlock(ctx context.Context, p place) (opened bool, err error) {
 	var fitting [][]byte
 	guesses := 0
@@ -183,26 +186,88 @@ func (a *Attached) unlock(ctx context.Context, p place) (opened bool, err error)
 			fitting = append(fitting, k.bytes)
 		}
 	}
-	if len(fitting) == 0 {
+	if len(fitting) == 0 && (a.options.Unseal == nil || a.asked[p.uuid]) {
 		return false, nil
 	}
 	device, err := a.loop(p.region)
 	if err != nil {
 		return false, err
 	}
-	name := a.mapName()
 	for _, k := range fitting {
-		err = a.tool(ctx, tool.Cmd{
-			Name:  "cryptsetup",
-			Args:  []string{"open", "--type", "luks", "--readonly", "--batch-mode", "--tries", "1", "--key-file=-", device, name},
-			Stdin: bytes.Clone(k),
-		})
-		if err = luks.Explain("opening "+p.name, err); err == nil {
-			return true, a.mapping(ctx, func() (string, error) { return dmNode(name) }, p.name+", decrypted", luks.Close(name))
+		if err = a.open(ctx, p, device, k); err == nil || !errors.Is(err, luks.ErrKey) {
+			return err == nil, err
 		}
-		if !errors.Is(err, luks.ErrKey) {
-			break
+	}
+	if a.options.Unseal == nil || a.asked[p.uuid] {
+		return false, err
+	}
+	a.asked[p.uuid] = true // it answers the same in every round
+	return a.unseal(ctx, p, device)
+}
+
+// open maps a volume with one key.
+func (a *Attached) open(ctx context.Context, p place, device string, key []byte) error {
+	name := a.mapName()
+	err := a.tool(ctx, tool.Cmd{
+		Name:  "cryptsetup",
+		Args:  []string{"open", "--type", "luks", "--readonly", "--batch-mode", "--tries", "1", "--key-file=-", device, name},
+		Stdin: key,
+	})
+	if err = luks.Explain("opening "+p.name, err); err != nil {
+		return err
+	}
+	return a.mapping(ctx, func() (string, error) { return dmNode(name) }, p.name+", decrypted", luks.Close(name))
+}
+
+// mostTokens is how many tokens of one volume the TPM is asked for.
+const mostTokens = 4
+
+// unseal opens a volume with a key that the TPM releases; opened is false when
+// the volume has no token for a TPM.
+func (a *Attached) unseal(ctx context.Context, p place, device string) (opened bool, err error) {
+	tokens, err := a.tokens(ctx, p, device)
+	if err != nil {
+		return false, err
+	}
+	for _, token := range tokens[:min(len(tokens), mostTokens)] {
+		var key []byte
+		if key, err = a.options.Unseal(ctx, token); err != nil {
+			continue
+		}
+		err = a.open(ctx, p, device, key)
+		clear(key)
+		if err == nil {
+			return true, nil
 		}
 	}
 	return false, err
+}
+
+// tokens are the LUKS2 tokens of a volume that name a TPM, as JSON.
+func (a *Attached) tokens(ctx context.Context, p place, device string) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.options.Step)
+	defer cancel()
+	out, err := a.runner.Run(ctx, luks.Header(device))
+	if errors.Is(luks.Explain("", err), luks.ErrDevice) || errors.Is(luks.Explain("", err), luks.ErrParameters) {
+		return nil, nil // LUKS1 has none
+	}
+	if err != nil {
+		return nil, luks.Explain("reading the header of "+p.name, err)
+	}
+	var header struct {
+		Tokens map[string]json.RawMessage `json:"tokens"`
+	}
+	if err := json.Unmarshal(out.Stdout, &header); err != nil {
+		return nil, fmt.Errorf("reading the header of %s: %w", p.name, err)
+	}
+	var tokens [][]byte
+	for _, number := range slices.Sorted(maps.Keys(header.Tokens)) {
+		var kind struct {
+			Type string `json:"type"`
+		}
+		if json.Unmarshal(header.Tokens[number], &kind) == nil && kind.Type == tpm2.TokenType {
+			tokens = append(tokens, header.Tokens[number])
+		}
+	}
+	return tokens, nil
 }

@@ -1,8 +1,8 @@
 // Package readonly makes the file systems that lie on disks readable as file
 // trees with no write reaching a disk: not the replay of a journal, not a time
 // of last access, not the super block of a RAID. Partitions, LVM volumes, md
-// RAIDs and LUKS volumes (where a key file of another tree opens them) are
-// looked into.
+// RAIDs and LUKS volumes (where a key file of another tree, or the TPM, opens
+// them) are looked into.
 //
 // It never fails an installation: what cannot be read is logged and left out.
 // It never writes, and it asks nobody for a passphrase.
@@ -60,6 +60,9 @@ type Options struct {
 	Step time.Duration
 	// Total is how long everything may take; 0 means 3 minutes.
 	Total time.Duration
+	// Unseal has the TPM release the key of a LUKS2 token, JSON of the type
+	// systemd-tpm2; nil where there is no TPM. The key is wiped after use.
+	Unseal func(ctx context.Context, token []byte) ([]byte, error)
 	// Warn is told what could not be read; it may be nil.
 	Warn func(text string)
 }
@@ -77,6 +80,7 @@ type Attached struct {
 	mapped  map[string]bool  // LVM: logical volumes by UUID, that are dealt with
 	luks    []place
 	keys    []key
+	asked   map[string]bool  // LUKS volumes, by UUID, whose tokens the TPM was asked for
 	seen    map[string]bool  // places by identity
 	loops   map[string]*loop // by region
 
@@ -128,7 +132,7 @@ func Attach(ctx context.Context, runner tool.Runner, disks []storage.Disk, o Opt
 	a := &Attached{
 		options: o, runner: runner,
 		btrfs: map[string][]place{}, arrays: map[string][]member{}, volumes: map[string]place{},
-		mapped: map[string]bool{}, seen: map[string]bool{}, loops: map[string]*loop{},
+		mapped: map[string]bool{}, seen: map[string]bool{}, asked: map[string]bool{}, loops: map[string]*loop{},
 	}
 	for _, d := range disks {
 		unreadable := slices.ContainsFunc(d.Contents, func(c storage.Content) bool { return c.Kind == storage.KindUnreadable })

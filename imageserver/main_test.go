@@ -43,6 +43,16 @@ type process struct {
 
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
+	p, log := tryStart(t, args...)
+	if p == nil {
+		t.Fatalf("the server does not serve:\n%s", log)
+	}
+	return p
+}
+
+// tryStart is start of a server that may refuse; then it returns what that said.
+func tryStart(t *testing.T, args ...string) (*process, string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -69,11 +79,11 @@ func start(t *testing.T, args ...string) *process {
 		if found := serving.FindStringSubmatch(lines.Text()); found != nil {
 			p.address = found[1]
 			go io.Copy(io.Discard, stderr)
-			return p
+			return p, log.String()
 		}
 	}
-	t.Fatalf("the server does not serve:\n%s", log.String())
-	return nil
+	_ = p.cmd.Wait() // it has ended; the log says why
+	return nil, log.String()
 }
 
 // kill is kill -9.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"github.com/firstlight/firstlight/imageserver/catalog"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
-	"github.com/firstlight/firstlight/imageserver/object/zstd"
 	"github.com/firstlight/firstlight/proto/auth"
 	pb "github.com/firstlight/firstlight/proto/imageserver/v1"
 )
@@ -394,7 +392,7 @@ func (c *collection) mark(ctx context.Context, gone map[string]bool) error {
 		if gone[entry.Name] || c.seen[entry.Digest] {
 			continue
 		}
-		manifest, err := c.server.readManifest(ctx, entry)
+		manifest, err := c.server.manifest(ctx, entry)
 		if err != nil {
 			return fmt.Errorf("nothing more is deleted: %w", err)
 		}
@@ -406,22 +404,11 @@ func (c *collection) mark(ctx context.Context, gone map[string]bool) error {
 	return nil
 }
 
-func (s *Server) readManifest(ctx context.Context, entry catalog.Entry) (_ *image.Manifest, err error) {
-	stored, err := s.options.Objects.OpenStored(ctx, entry.Digest)
+// manifest is an image's manifest, decoded.
+func (s *Server) manifest(ctx context.Context, entry catalog.Entry) (*image.Manifest, error) {
+	_, _, raw, err := s.readManifest(ctx, entry)
 	if err != nil {
-		return nil, fmt.Errorf("manifest of %s: %w", entry.Name, err)
-	}
-	defer func() { err = errors.Join(err, stored.Close()) }()
-	if stored.Size > maxManifest || stored.StoredSize > maxManifest {
-		return nil, fmt.Errorf("manifest of %s: %w", entry.Name, object.ErrDamaged)
-	}
-	encoded, err := io.ReadAll(io.LimitReader(stored, int64(stored.StoredSize)))
-	if err != nil {
-		return nil, fmt.Errorf("manifest of %s: %w", entry.Name, err)
-	}
-	raw, err := zstd.Decode(nil, stored.Info, encoded)
-	if err != nil {
-		return nil, fmt.Errorf("manifest of %s: %w", entry.Name, err)
+		return nil, err
 	}
 	manifest, err := image.Decode(raw)
 	if err != nil {

@@ -193,21 +193,9 @@ func (s *Server) GetImage(request *pb.GetImageRequest, stream grpc.ServerStreami
 	if err != nil {
 		return s.failed("GetImage", err)
 	}
-	stored, err := s.options.Objects.OpenStored(ctx, entry.Digest)
+	stored, encoded, raw, err := s.readManifest(ctx, entry)
 	if err != nil {
-		return s.failed("GetImage", fmt.Errorf("manifest of %s: %w", entry.Name, err))
-	}
-	defer stored.Close()
-	if stored.Size > maxManifest || stored.StoredSize > maxManifest {
-		return s.failed("GetImage", fmt.Errorf("manifest of %s: %w", entry.Name, object.ErrDamaged))
-	}
-	encoded, err := io.ReadAll(io.LimitReader(stored, int64(stored.StoredSize)))
-	if err != nil {
-		return s.failed("GetImage", fmt.Errorf("manifest of %s: %w", entry.Name, err))
-	}
-	raw, err := zstd.Decode(nil, stored.Info, encoded)
-	if err != nil {
-		return s.failed("GetImage", fmt.Errorf("manifest of %s: %w", entry.Name, err))
+		return s.failed("GetImage", err)
 	}
 	sizes, err := s.storedSizes(ctx, entry.Name, entry.Digest, raw)
 	if err != nil {
@@ -216,7 +204,7 @@ func (s *Server) GetImage(request *pb.GetImageRequest, stream grpc.ServerStreami
 	answer := &pb.GetImageResponse{Image: s.imageToWire(entry)}
 	for offset := uint64(0); offset < stored.StoredSize || offset == 0; offset += message {
 		data := encoded[offset:min(offset+message, stored.StoredSize)]
-		answer.Manifest = []*pb.Piece{pieceToWire(object.Piece{Info: stored.Info, Offset: offset, Data: data})}
+		answer.Manifest = []*pb.Piece{pieceToWire(object.Piece{Info: stored, Offset: offset, Data: data})}
 		if err := stream.Send(answer); err != nil {
 			return err
 		}
@@ -228,6 +216,40 @@ func (s *Server) GetImage(request *pb.GetImageRequest, stream grpc.ServerStreami
 		}
 	}
 	return nil
+}
+
+// readManifest reads an image's manifest, as it is stored and unpacked. A damaged one
+// is read a second time after somebody was told, who may have healed it.
+func (s *Server) readManifest(ctx context.Context, entry catalog.Entry) (stored object.Info, encoded, raw []byte, err error) {
+	stored, encoded, raw, err = s.readManifestOnce(ctx, entry.Digest)
+	if s.options.Damaged != nil && errors.Is(err, object.ErrDamaged) {
+		s.options.Damaged(ctx, entry.Digest)
+		healed, encodedAgain, rawAgain, again := s.readManifestOnce(ctx, entry.Digest)
+		if again == nil || !errors.Is(again, object.ErrNotFound) {
+			stored, encoded, raw, err = healed, encodedAgain, rawAgain, again
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("manifest of %s: %w", entry.Name, err)
+	}
+	return stored, encoded, raw, err
+}
+
+func (s *Server) readManifestOnce(ctx context.Context, digest object.Digest) (info object.Info, encoded, raw []byte, err error) {
+	stored, err := s.options.Objects.OpenStored(ctx, digest)
+	if err != nil {
+		return info, nil, nil, err
+	}
+	defer func() { err = errors.Join(err, stored.Close()) }()
+	if stored.Size > maxManifest || stored.StoredSize > maxManifest {
+		return info, nil, nil, object.ErrDamaged
+	}
+	encoded = make([]byte, stored.StoredSize)
+	if _, err := io.ReadFull(stored, encoded); err != nil {
+		return info, nil, nil, cutOff(err)
+	}
+	raw, err = zstd.Decode(nil, stored.Info, encoded)
+	return stored.Info, encoded, raw, err
 }
 
 // storedSizes are the stored bytes of a manifest's objects, 0 for missing ones.

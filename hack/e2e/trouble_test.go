@@ -133,15 +133,17 @@ func serve(t *testing.T, s *lab.Site, store string, flags ...string) *lab.Server
 }
 
 // copyStore copies the site's store to where hard links can reach it.
-func copyStore(t *testing.T) string {
+func copyStore(t *testing.T) string { return storeOf(t, site) }
+
+func storeOf(t *testing.T, s *lab.Site) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(site.Dir, "copy-")
+	dir, err := os.MkdirTemp(s.Dir, "copy-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	store := filepath.Join(dir, "store")
-	if err := site.CopyStore(store); err != nil {
+	if err := s.CopyStore(store); err != nil {
 		t.Fatal(err)
 	}
 	return store

@@ -66,6 +66,10 @@ type Installation struct {
 	// Reboot installs with UseKexec false: the machine goes through its
 	// firmware, and the only boot of the new system is that from its disk.
 	Reboot bool
+	// MemoryMiB is what the machine has for the installation; 0 is 2048.
+	MemoryMiB int
+	// Edit changes the configuration; nil leaves it.
+	Edit func(Config)
 	// Keep leaves the machine running in the end: Result.Machine.
 	Keep bool
 }
@@ -118,6 +122,9 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 	if i.Reboot {
 		config["storage-layout.json"] = bytes.Replace(config["storage-layout.json"], []byte(`"UseKexec": true`), []byte(`"UseKexec": false`), 1)
 	}
+	if i.Edit != nil {
+		i.Edit(config)
+	}
 	tftp := filepath.Join(directory, "tftp")
 	if err := i.Site.WriteTFTP(tftp, config); err != nil {
 		return result, err
@@ -136,7 +143,7 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 		return result, err
 	}
 	c := qemu.Config{
-		Accel: accel, MemoryMiB: 2048, CPUs: 2, Display: i.Display, Lines: i.Line,
+		Accel: accel, MemoryMiB: i.MemoryMiB, CPUs: 2, Display: i.Display, Lines: i.Line,
 		Disks:       []qemu.Disk{{Path: disk, Serial: "lab-0"}},
 		Net:         qemu.Net{TFTP: tftp, BootFile: bootFile, Forwards: map[int]int{port: 6978}},
 		FromNetwork: true, NoReboot: i.Reboot,
@@ -147,6 +154,7 @@ func (i *Installation) Run(ctx context.Context) (*Result, error) {
 		return result, err
 	}
 	i.Step("power cycle: the same disk, no network boot")
+	c.MemoryMiB = 0
 	c.FromNetwork, c.NoReboot, c.Net.TFTP, c.Net.BootFile, c.Net.Forwards = false, false, "", "", nil
 	c.Log, c.Keep = filepath.Join(directory, "console-disk.log"), i.Keep
 	return result, i.coldBoot(ctx, c, result)

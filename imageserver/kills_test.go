@@ -1,5 +1,3 @@
-//go:build full
-
 package main
 
 import (
@@ -15,10 +13,15 @@ import (
 	"github.com/firstlight/firstlight/imageserver/object"
 )
 
-// TestKilledOften kills the server 200 times while images are added, deleted and
+// TestKilledSometimes is a few rounds of TestKilledOften, which is among the long
+// tests.
+func TestKilledSometimes(t *testing.T) { killOften(t, 6) }
+
+// killOften kills the server again and again while images are added, deleted and
 // their garbage is collected. Nothing that was acknowledged is lost, and nothing
 // that is there is damaged.
-func TestKilledOften(t *testing.T) {
+func killOften(t *testing.T, kills int) {
+	t.Helper()
 	data := t.TempDir()
 	args := []string{"--data", data, "--insecure", "--scrub-rate", "1000", "--scrub-interval", "100ms"}
 	acknowledged := map[string][]object.Digest{}
@@ -26,7 +29,7 @@ func TestKilledOften(t *testing.T) {
 	sizes := slices.Repeat([]int{20_000}, 40)
 	sizes = append(sizes, 300_000)
 	n := 0
-	for range 200 {
+	for range kills {
 		server := start(t, args...)
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Duration(50+rand.IntN(400))*time.Millisecond, func() { server.kill(t); cancel() })
@@ -84,5 +87,5 @@ func TestKilledOften(t *testing.T) {
 	if damaged := metric(t, server.address, "imageserver_quarantined_objects", ""); damaged > 0 {
 		t.Errorf("%.0f objects are damaged", damaged)
 	}
-	t.Logf("%d images acknowledged of %d", len(acknowledged), n)
+	t.Logf("%d kills; %d images acknowledged of %d", kills, len(acknowledged), n)
 }

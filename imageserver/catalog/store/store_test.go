@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -137,5 +138,74 @@ func TestDamaged(t *testing.T) {
 				t.Errorf("error %v, want SRV-014 with %q", err, test.text)
 			}
 		})
+	}
+}
+
+// TestFlippedBits: a bit that flipped in a file of the catalog is noticed, or changes
+// nothing of what the file says.
+func TestFlippedBits(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "firstlight-test-") // each start syncs
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	s := open(t, dir)
+	if _, _, err := s.Add(entry()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Promote("stable", entry().Name, "anna"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Retain("debian", 3, "anna"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Expire(entry().Name, object.Digest{}, clock().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	want, due := s.List(""), s.DueIf(catalog.Retention{Stream: "none", Keep: 1})
+	closeStore(t, s)
+	names, err := filepath.Glob(filepath.Join(dir, "*", "*.json"))
+	if err != nil || len(names) != 3 {
+		t.Fatal(names, err)
+	}
+	flips, noticed := 0, 0
+	for _, name := range names {
+		whole, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for bit := range 8 * len(whole) {
+			flipped := slices.Clone(whole)
+			flipped[bit/8] ^= 1 << (bit % 8)
+			if err := os.WriteFile(name, flipped, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			flips++
+			s, err := store.Open(dir, store.Options{Now: clock})
+			if err != nil {
+				noticed++
+				if code(err) != "SRV-014" {
+					t.Errorf("%s: %v", name, err)
+				}
+				continue
+			}
+			if diff := cmp.Diff(want, s.List("")); diff != "" {
+				t.Errorf("%s, bit %d: %s", name, bit, diff)
+			}
+			if diff := cmp.Diff(due, s.Due()); diff != "" {
+				t.Error(diff)
+			}
+			if aliases := s.AliasesOf(entry().Name); len(aliases) != 1 || aliases[0] != "stable" {
+				t.Error(aliases)
+			}
+			closeStore(t, s)
+		}
+		if err := os.WriteFile(name, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// White space and the case of keys are all that may change unnoticed.
+	if noticed < flips*8/10 {
+		t.Errorf("%d of %d flips were noticed", noticed, flips)
 	}
 }

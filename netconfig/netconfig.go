@@ -106,6 +106,9 @@ type NIC struct {
 	Lease        bool   `json:"lease,omitempty"`       // the installer's DHCP lease came in here
 	// Address is the installer's own, of the lease.
 	Address netip.Prefix `json:"address,omitzero"`
+	// Neighbour is what the switch says of itself; nil where nothing was heard.
+	Neighbour *Neighbour `json:"neighbour,omitempty"`
+	Counters  *Counters  `json:"counters,omitempty"`
 }
 
 // Kind says what an Interface is made of.

@@ -21,15 +21,16 @@ import (
 
 // Options say how long to wait for carrier; the zero value is usable.
 type Options struct {
-	// Deadline to wait for the first carrier; 0 means 30 s. Some NICs take
-	// ten seconds to negotiate, and some switches keep a new port down longer.
+	// Deadline to wait for the first carrier; 0 means 120 s. Some NICs take
+	// ten seconds to negotiate, and some switches keep a new port down for a
+	// minute.
 	Deadline time.Duration
 	// Grace for the other NICs once one has carrier; 0 means 3 s.
 	Grace time.Duration
 }
 
 const (
-	defaultDeadline = 30 * time.Second
+	defaultDeadline = 120 * time.Second
 	defaultGrace    = 3 * time.Second
 	poll            = 100 * time.Millisecond
 )
@@ -99,15 +100,18 @@ func Up(ctx context.Context, sys fs.FS, options Options) ([]netconfig.NIC, error
 		case linked > 0:
 			return nics, nil
 		case len(nics) == 0:
-			return nics, netconfig.NewError("NET-001", "this machine has no network interface that the kernel knows: its driver may be missing from the boot medium")
+			return nics, netconfig.NewError("NET-001", "this machine has no network interface that the kernel knows: %s", orNone(Unusable(sys)))
 		}
 		var names []string
 		for _, nic := range nics {
-			name := fmt.Sprintf("%s (%s)", nic.Name, nic.MAC)
+			name := strings.TrimSpace(fmt.Sprintf("%s (%s) %s", nic.Name, nic.MAC, nic.PCI))
 			if err := refused[nic.Name]; err != nil {
 				name += ": cannot be raised: " + err.Error()
 			}
 			names = append(names, name)
+		}
+		for _, unusable := range Unusable(sys) {
+			names = append(names, unusable.String())
 		}
 		return nics, netconfig.NewError("NET-002", "no network interface has a link after %v: %s", options.Deadline, strings.Join(names, ", "))
 	}
@@ -175,7 +179,79 @@ func describe(sys fs.FS, attrs *netlink.LinkAttrs) netconfig.NIC {
 			}
 		}
 	}
+	nic.Counters = counters(sys, path.Join(dir, "statistics"))
 	return nic
+}
+
+// counters are those of Documentation/ABI/testing/sysfs-class-net-statistics,
+// nil where there are none.
+func counters(sys fs.FS, dir string) *netconfig.Counters {
+	if _, err := fs.Stat(sys, dir); err != nil {
+		return nil
+	}
+	read := func(name string) uint64 {
+		text, err := fs.ReadFile(sys, path.Join(dir, name))
+		if err != nil {
+			return 0
+		}
+		n, _ := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64) // the kernel writes numbers
+		return n
+	}
+	return &netconfig.Counters{
+		ReceivedBytes: read("rx_bytes"), ReceivedPackets: read("rx_packets"), ReceiveErrors: read("rx_errors"), ReceiveDropped: read("rx_dropped"),
+		SentBytes: read("tx_bytes"), SentPackets: read("tx_packets"), SendErrors: read("tx_errors"), SendDropped: read("tx_dropped"),
+	}
+}
+
+// Unusable are the network devices on PCI that have no interface: nothing in
+// the boot medium drives them, or what does lacks their firmware.
+func Unusable(sys fs.FS) []netconfig.UnusableNIC {
+	devices, err := fs.Glob(sys, "bus/pci/devices/*")
+	if err != nil {
+		return nil // only a malformed pattern fails
+	}
+	inUse := map[string]bool{}
+	names, _ := fs.Glob(sys, "class/net/*") // as above
+	for _, name := range names {
+		if target, err := fs.ReadLink(sys, name); err == nil {
+			for part := range strings.SplitSeq(target, "/") {
+				inUse[part] = inUse[part] || isPCI(part)
+			}
+		}
+	}
+	var out []netconfig.UnusableNIC
+	for _, device := range devices {
+		read := func(name string) string {
+			text, err := fs.ReadFile(sys, path.Join(device, name))
+			if err != nil {
+				return ""
+			}
+			return strings.TrimPrefix(strings.TrimSpace(string(text)), "0x")
+		}
+		// PCI Code and ID Assignment: class 02 is a network controller; its
+		// subclass 80 is "other", such as wireless ones.
+		if class := read("class"); !strings.HasPrefix(class, "02") || strings.HasPrefix(class, "0280") || inUse[path.Base(device)] {
+			continue
+		}
+		nic := netconfig.UnusableNIC{PCI: path.Base(device), ID: read("vendor") + ":" + read("device")}
+		if target, err := fs.ReadLink(sys, path.Join(device, "driver")); err == nil {
+			nic.Driver = path.Base(target)
+		}
+		out = append(out, nic)
+	}
+	return out
+}
+
+// orNone says what was found that is of no use.
+func orNone(unusable []netconfig.UnusableNIC) string {
+	if len(unusable) == 0 {
+		return "nothing on PCI is a network device either"
+	}
+	var list []string
+	for _, one := range unusable {
+		list = append(list, one.String())
+	}
+	return strings.Join(list, ", ")
 }
 
 // isPCI recognises domain:bus:device.function.

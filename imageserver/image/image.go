@@ -30,6 +30,9 @@ const (
 	AttrKernelVersion = "kernel.version"
 	// AttrInitrd is the path of that kernel's initrd.
 	AttrInitrd = "initrd"
+	// AttrKernelModules lists those of ext4, xfs, btrfs, vfat, dm-mod, dm-crypt,
+	// raid0, raid1 and raid10 that this kernel has, built in or as modules.
+	AttrKernelModules = "kernel.modules"
 	// AttrBootloaders lists what can be installed from the image:
 	// grub-pc, grub-efi, systemd-boot, shim; shim-grub where the vendor's shim
 	// and GRUB lie in boot/efi.

@@ -35,6 +35,7 @@ func wantedContent(p string) bool {
 		return true
 	}
 	return slices.Contains(rpmDatabases(), p) || strings.HasPrefix(p, "var/lib/dpkg/status.d/") || strings.HasPrefix(p, "etc/default/grub.d/") ||
+		path.Base(p) == "modules.builtin" ||
 		strings.HasPrefix(p, "var/lib/pacman/local/") && path.Base(p) == "desc"
 }
 
@@ -99,6 +100,7 @@ func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wan
 	set(image.AttrKernelVersion, k.version)
 	set(image.AttrInitrd, k.initrd)
 
+	set(image.AttrKernelModules, strings.Join(s.kernelModules(k.version), ","))
 	set(image.AttrKernelOptions, s.kernelOptions())
 	set(image.AttrBootloaders, strings.Join(s.bootloaders(), ","))
 	enabled, others := s.network()
@@ -410,6 +412,41 @@ func compareVersions(a, b string) int {
 		}
 	}
 	return 0
+}
+
+// kernelModules are the modules of interest to a storage layout that a kernel
+// has.
+func (s *scan) kernelModules(version string) []string {
+	var directory string
+	for _, d := range []string{"usr/lib/modules/", "lib/modules/"} {
+		if e, found := s.m.Resolve(d + version); version != "" && found && e.Type == image.Dir {
+			directory = e.Path
+			break
+		}
+	}
+	if directory == "" {
+		return nil
+	}
+	has := make(map[string]bool)
+	note := func(file string) {
+		name, _, _ := strings.Cut(path.Base(file), ".")
+		has[strings.ReplaceAll(name, "_", "-")] = true
+	}
+	for _, e := range below(s.m, directory) {
+		if strings.Contains(path.Base(e.Path), ".ko") {
+			note(e.Path)
+		}
+	}
+	for line := range strings.Lines(string(s.content(directory + "/modules.builtin"))) {
+		note(strings.TrimSpace(line))
+	}
+	var found []string
+	for _, name := range []string{"btrfs", "dm-crypt", "dm-mod", "ext4", "raid0", "raid1", "raid10", "vfat", "xfs"} {
+		if has[name] {
+			found = append(found, name)
+		}
+	}
+	return found
 }
 
 // kernelOptions are those that the image's own kernels start with. A value that

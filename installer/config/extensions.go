@@ -29,6 +29,8 @@ func (r *reader) extensions(spec *storage.Spec, raw rawLayoutFile) {
 	spec.Erase = storage.Erase(r.oneOf(raw.Erase,
 		string(storage.EraseMetadata), string(storage.EraseDiscard), string(storage.EraseCrypto), string(storage.EraseOverwrite)))
 	spec.Mirror = raw.Mirror.value
+	spec.VolumeGroup = raw.VolumeGroup.value
+	spec.DataRAID = storage.RAID(r.oneOf(raw.DataRAID, string(storage.RAID0), string(storage.RAID1), string(storage.RAID10)))
 	spec.Firmware = storage.Firmware(r.oneOf(raw.Firmware, string(storage.Both)))
 	spec.Encryption = r.encryption(raw.Encryption, spec.Encrypt)
 }

@@ -74,17 +74,26 @@ func (r *reader) volume(v rawVolume) storage.VolumeSpec {
 	volume := storage.VolumeSpec{
 		FileSystem:       first(v.FileSystemType.value, storage.Ext4),
 		Label:            v.FileSystemLabel.value,
-		MountPoint:       r.mountPoint(v.MountPoint),
+		MountPoint:       r.volumeMountPoint(v),
 		MinimumBytes:     v.MinimumBytes.value,
 		MinimumFreeBytes: v.MinimumFreeBytes.value,
 		BytesPerInode:    v.BytesPerInode.value,
 		RootUserID:       r.id(v.RootUserId),
 		RootGroupID:      r.id(v.RootGroupId),
 	}
-	if v.MountPoint.value == "" && !v.MountPoint.set {
+	for _, s := range v.Subvolumes {
+		if s.Name.value == "" {
+			r.mistake(CodeValue, s.file, s.line, "%s has no Name", s.path)
+		}
+		volume.Subvolumes = append(volume.Subvolumes, storage.Subvolume{Name: s.Name.value, MountPoint: r.mountPoint(s.MountPoint)})
+		if !s.MountPoint.set {
+			r.mistake(CodeValue, s.file, s.line, "%s has no MountPoint", s.path)
+		}
+	}
+	if v.MountPoint.value == "" && !v.MountPoint.set && volume.FileSystem != storage.Swap {
 		r.mistake(CodeValue, v.file, v.line, "%s has no MountPoint", v.path)
 	}
-	known := []string{storage.Ext4, storage.VFAT, storage.XFS, storage.Btrfs}
+	known := []string{storage.Ext4, storage.VFAT, storage.XFS, storage.Btrfs, storage.Swap}
 	if t := v.FileSystemType; !slices.Contains(known, volume.FileSystem) {
 		r.mistake(CodeValue, t.file, t.line, "%s: there is no file system %q here: have %s%s", t.path, t.value, quotedList(known), meant(t.value, known))
 	}
@@ -97,6 +106,15 @@ func (r *reader) volume(v rawVolume) storage.VolumeSpec {
 		volume.ReservedBlocksPercentage = uint(n.value)
 	}
 	return volume
+}
+
+// volumeMountPoint is that of a volume. Swap has none, which fstab(5) writes as
+// none.
+func (r *reader) volumeMountPoint(v rawVolume) string {
+	if v.FileSystemType.value == storage.Swap && (v.MountPoint.value == "none" || v.MountPoint.value == "") {
+		return ""
+	}
+	return r.mountPoint(v.MountPoint)
 }
 
 // mountPoint is an absolute path without a slash at its end, empty for a mistake.

@@ -183,7 +183,7 @@ CFG-007: config.json:11: Install.RequireApproval is not supported by this versio
 CFG-003: storage-layout.json:3: unknown field BootDriveLayout[0].MinimumFreeByte: did you mean "MinimumFreeBytes"?
 CFG-006: storage-layout.json:4: BootDriveLayout[1].MountPoint: "home" does not begin with /
 CFG-005: storage-layout.json:4: BootDriveLayout[1].MinimumBytes: want a number, have "2G" (write it without quotes, in plain digits)
-CFG-006: storage-layout.json:5: BootDriveLayout[2].FileSystemType: there is no file system "ext5" here: have "ext4", "vfat", "xfs", "btrfs": did you mean "ext4"?
+CFG-006: storage-layout.json:5: BootDriveLayout[2].FileSystemType: there is no file system "ext5" here: have "ext4", "vfat", "xfs", "btrfs", "swap": did you mean "ext4"?
 CFG-004: storage-layout.json:6: BootDriveLayout[3].MountPoint: line 5 has the mount point /x already
 CFG-004: storage-layout.json:8: encrypt stands twice: it is in line 8 already
 CFG-005: storage-layout.json:9: Mirror: want true or false, have "yes" (write it without quotes)
@@ -391,25 +391,26 @@ func TestImageServerPortIsADefault(t *testing.T) {
 func TestLayoutExtensions(t *testing.T) {
 	c, err := Parse(map[string][]byte{
 		MachineFile: []byte("{}"), ImageFile: []byte("a"),
-		LayoutFile: []byte(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true,
+		LayoutFile: []byte(`{"BootDriveLayout": [{"MountPoint": "/"}, {"FileSystemType": "swap", "MinimumBytes": 1}, {"FileSystemType": "btrfs", "MountPoint": "/a", "Subvolumes": [{"Name": "@b", "MountPoint": "/b/"}]}], "Encrypt": true,
   "BootDisk": {"Serial": "S1", "WWN": "naa.5000", "Model": "SAMSUNG*", "Transport": "nvme", "MinimumBytes": 1, "MaximumBytes": 2, "Path": "/dev/disk/by-path/pci-*", "Smallest": true},
   "DataDisks": [{"Largest": true}, {"First": true}],
-  "Overwrite": "own", "Preserve": ["home", "data-0"], "Erase": "crypto", "Mirror": true, "Firmware": "both",
+  "Overwrite": "own", "Preserve": ["home", "data-0"], "Erase": "crypto", "Mirror": true, "VolumeGroup": "vg0", "DataRAID": "raid10", "Firmware": "both",
   "Encryption": {"Root": true, "Unlock": ["tpm2", "passphrase"], "PCRs": [7, 11], "RecoveryRecipients": ["age1x"], "RecoveryRequired": true, "AllowWithoutSecureBoot": true}}`),
 	}, DefaultPort)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := storage.Spec{
-		Volumes: []storage.VolumeSpec{{FileSystem: "ext4", MountPoint: "/"}},
+		Volumes: []storage.VolumeSpec{{FileSystem: "ext4", MountPoint: "/"}, {FileSystem: "swap", MinimumBytes: 1},
+			{FileSystem: "btrfs", MountPoint: "/a", Subvolumes: []storage.Subvolume{{Name: "@b", MountPoint: "/b"}}}},
 		Encrypt: true,
 		BootDisk: &storage.Selector{Serial: "S1", WWN: "naa.5000", Model: "SAMSUNG*", Transport: "nvme", MinimumBytes: 1, MaximumBytes: 2,
 			Path: "/dev/disk/by-path/pci-*", Pick: storage.Smallest},
-		DataDisks:  []storage.Selector{{Pick: storage.Largest}, {Pick: storage.First}},
-		Overwrite:  storage.OverwriteOwn,
-		Preserve:   []string{"home", "data-0"},
-		Erase:      storage.EraseCrypto,
-		Mirror:     true,
+		DataDisks: []storage.Selector{{Pick: storage.Largest}, {Pick: storage.First}},
+		Overwrite: storage.OverwriteOwn,
+		Preserve:  []string{"home", "data-0"},
+		Erase:     storage.EraseCrypto,
+		Mirror:    true, VolumeGroup: "vg0", DataRAID: storage.RAID10,
 		Firmware:   storage.Both,
 		Encryption: storage.Encryption{Root: true, Unlock: []storage.Unlock{"tpm2", "passphrase"}, PCRs: []uint{7, 11}, RecoveryRecipients: []string{"age1x"}, RecoveryRequired: true, AllowWithoutSecureBoot: true},
 	}

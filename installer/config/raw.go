@@ -78,12 +78,16 @@ type rawLayoutFile struct {
 	Encrypt                  boolean
 	UseKexec                 boolean
 
-	BootDisk   *rawSelector
-	DataDisks  []rawSelector
-	Overwrite  text
-	Preserve   []text
-	Erase      text
-	Mirror     boolean
+	BootDisk  *rawSelector
+	DataDisks []rawSelector
+	Overwrite text
+	Preserve  []text
+	Erase     text
+	Mirror    boolean
+
+	VolumeGroup text
+	DataRAID    text
+
 	Firmware   text
 	Encryption rawEncryption
 }
@@ -123,4 +127,11 @@ type rawVolume struct {
 	ReservedBlocksPercentage number
 	RootUserId               number
 	RootGroupId              number
+	Subvolumes               []rawSubvolume
+}
+
+type rawSubvolume struct {
+	position
+	Name       text
+	MountPoint text
 }

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -172,6 +173,7 @@ func (d *decision) decideStorage() {
 			d.plan.Kept = append(d.plan.Kept, s.Disk+": "+s.Reason)
 		}
 		d.checkTools(layout)
+		d.checkStack(layout)
 		d.decideEncryption(layout)
 	}
 	if spec.UseKexec {
@@ -181,10 +183,10 @@ func (d *decision) decideStorage() {
 		}
 	}
 	choice, err := boot.Choose(d.image.Manifest.Attributes, d.config.Install.KernelOptions, boot.Machine{
-		Firmware:    d.machine.Firmware,
+		Firmware:    cmp.Or(layout.Firmware, d.machine.Firmware),
 		Consoles:    d.machine.Consoles,
 		RootUUID:    rootUUID(layout),
-		RootOptions: layout.RootOptions(),
+		RootOptions: d.rootOptions(layout),
 		SecureBoot:  d.machine.SecureBoot,
 		NewInitrd:   layout.NeedsInitrd(),
 	})
@@ -193,6 +195,7 @@ func (d *decision) decideStorage() {
 		return
 	}
 	d.plan.Boot = choice
+	d.checkESP(layout, choice)
 	for _, file := range []string{choice.Kernel, choice.Initrd} {
 		if e, ok := d.image.Manifest.Resolve(file); !ok || e.Type != image.File || e.Size == 0 {
 			d.refuse(CodeDamaged, "image %s names %s as its kernel or initrd, and holds no such file: add it again", d.image.Name, file)
@@ -206,7 +209,7 @@ func (d *decision) checkTools(layout storage.Layout) {
 	known := strings.Split(attributes[image.AttrFileSystems], ",")
 	encrypted := false
 	var missing []string
-	for _, v := range layout.Mounts() {
+	for _, v := range layout.Volumes() {
 		p := v.Partition
 		encrypted = encrypted || p.LUKS != nil
 		if slices.Contains(known, p.FileSystem) || slices.Contains(missing, p.FileSystem) {
@@ -237,6 +240,8 @@ func packageOf(fileSystem string) string {
 		return "btrfs-progs"
 	case storage.VFAT:
 		return "dosfstools"
+	case storage.Swap:
+		return "util-linux"
 	}
 	return "the programs for it"
 }
@@ -309,7 +314,7 @@ func hasProgram(m *image.Manifest, name string) bool {
 func (d *decision) missingPrograms() []string {
 	var missing []string
 	for _, name := range d.plan.Layout.Programs() {
-		if !slices.Contains([]string{"cryptsetup", "mkfs.ext4", "mkfs.vfat"}, name) {
+		if !slices.Contains([]string{"cryptsetup", "dmsetup", "mdadm", "mkfs.ext4", "mkfs.vfat", "mkswap"}, name) {
 			missing = append(missing, name)
 		}
 	}

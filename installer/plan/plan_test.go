@@ -341,9 +341,28 @@ func TestRefusals(t *testing.T) {
 			func(c *config.Config, _ *inventory.Document, _ *Image) { c.LayoutFromDefault = true },
 			storage.CodeForeign, []string{"vda1 ext4"},
 		},
-		"UEFI without its boot loader": {
-			func(_ *config.Config, d *inventory.Document, _ *Image) { d.Firmware = storage.UEFI },
-			"BOO-003", []string{"UEFI", "grub-efi"},
+		"BIOS without its boot loader": {
+			func(_ *config.Config, d *inventory.Document, img *Image) {
+				img.Manifest.Attributes[image.AttrBootloaders] = "grub-efi"
+			},
+			"BOO-003", []string{"BIOS", "grub-pc", "grub-efi"},
+		},
+		"Secure Boot without a signed boot loader": {
+			func(_ *config.Config, d *inventory.Document, _ *Image) { d.Firmware, d.SecureBoot = storage.UEFI, true },
+			"BOO-006", []string{"shim"},
+		},
+		"a mirror without mdadm": {
+			func(c *config.Config, d *inventory.Document, _ *Image) {
+				c.Storage.Mirror = true
+				d.Disks[1].Size = d.Disks[0].Size
+			},
+			CodeNoAssembler, []string{"mdadm"},
+		},
+		"a kernel without a module": {
+			func(_ *config.Config, _ *inventory.Document, img *Image) {
+				img.Manifest.Attributes[image.AttrKernelModules] = "dm-mod,ext4"
+			},
+			CodeKernel, []string{"dm-crypt"},
 		},
 		"no kernel": {
 			func(_ *config.Config, _ *inventory.Document, i *Image) {
@@ -462,7 +481,7 @@ func TestUEFIAndKexec(t *testing.T) {
 	c, d, img := siteConfig(), machine(), debian(t)
 	c.Storage.UseKexec = true
 	d.Firmware, d.SecureBoot = storage.UEFI, true
-	img.Manifest.Attributes[image.AttrBootloaders] = "grub-pc,grub-efi"
+	img.Manifest.Attributes[image.AttrBootloaders] = "grub-pc,grub-efi,shim"
 	p, err := New(c, d, img)
 	if err != nil {
 		t.Fatal(err)

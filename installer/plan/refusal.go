@@ -14,6 +14,9 @@ const (
 	CodeFileSystem   = "IMG-062" // the image does not know a file system of the layout
 	CodeDamaged      = "IMG-063" // an attribute of the image names a file that is not there
 	CodeNoProgram    = "IMG-064" // a program that the layout needs is nowhere
+	CodeNoAssembler  = "IMG-065" // the image cannot find a RAID or a volume group
+	CodeKernel       = "IMG-066" // the image's kernel lacks a module that the layout needs
+	CodeESP          = "IMG-067" // kernels do not fit on the EFI system partition
 	CodeNoCryptsetup = "LUK-020" // the image cannot open encrypted volumes
 	CodeNoTPM        = "LUK-021" // the layout wants a TPM that is not there
 	CodeSecureBoot   = "LUK-022" // Secure Boot is off

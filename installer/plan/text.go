@@ -36,8 +36,9 @@ func (p Plan) Text() string {
 		t.field("Disks", "no disk is touched")
 	}
 	for i, d := range p.Layout.Disks {
-		p.disk(t, d, i == 0)
+		p.disk(t, d, i < len(p.Layout.BootDisks()))
 	}
+	p.stack(t)
 	p.Encryption.write(t)
 	if len(p.Kept) > 0 {
 		t.line("", "These stay as they are:")
@@ -92,16 +93,9 @@ func (p Plan) disk(t *text, d storage.DiskLayout, first bool) {
 		}
 		t.line("  ", lost)
 	}
+	lies := members(p.Layout)
 	for _, v := range d.Partitions {
-		fileSystem, where := v.FileSystem, v.MountPoint
-		if fileSystem == "" {
-			fileSystem, where = "-", "(for the boot loader)"
-		}
-		if v.LUKS != nil {
-			fileSystem += ", encrypted"
-		}
-		name := storage.PartitionName(d.Name, v.Number)
-		t.line("  ", fmt.Sprintf("new:  %-10s %10s  %-16s %s", name, storage.Bytes(v.Bytes), fileSystem, where))
+		t.made(storage.PartitionName(d.Name, v.Number), v.Bytes, v, lies[d.Node(v)])
 	}
 	if first {
 		t.line("  ", "The machine will start from this disk.")

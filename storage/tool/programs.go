@@ -30,6 +30,10 @@ func Programs() []Program {
 			Files:   []string{"/etc/mke2fs.conf"},
 		},
 		{
+			Name:    "mkswap",
+			Package: "util-linux",
+		},
+		{
 			Name:    "mkfs.vfat",
 			Package: "dosfstools",
 		},

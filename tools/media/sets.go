@@ -29,7 +29,7 @@ func Sets() []Set { return []Set{SetVM, SetCommon, SetAll, SetNone} }
 // everywhere are the modules of every set: the file-systems and ciphers of
 // the installer itself, and what old file-systems need to be read.
 const everywhere = `
-	dm-mod dm-crypt loop md-mod raid0 raid10 raid456 linear
+	dm-mod dm-crypt loop md-mod raid0 raid1 raid10 raid456 linear
 	xts ecb cbc essiv aes_generic aesni-intel aes_ce_blk aes_ce_ccm sha256_generic sha256-ssse3 sha2-ce sha512_generic sha1_generic hmac
 	algif_skcipher algif_hash authenc cryptd crypto_simd
 	ext4 xfs btrfs vfat isofs squashfs overlay nls_cp437 nls_ascii nls_iso8859-1 nls_utf8
@@ -55,7 +55,7 @@ const physical = `
 	ena gve nfp ionic mana e100 jme ne2k-pci natsemi 8139too tulip usbnet cdc_ether cdc_ncm r8152 ax88179_178a asix
 	ohci-pci ohci-hcd xhci-pci-renesas typec_ucsi usbcore usb-common
 	hid-apple hid-logitech hid-microsoft i2c-hid i2c-hid-acpi intel-lpss-pci i2c-designware-platform pinctrl-amd
-	dm-mirror dm-snapshot dm-raid raid1
+	dm-mirror dm-snapshot dm-raid
 	ipmi_si ipmi_devintf ipmi_ssif iTCO_wdt sp5100_tco hpwdt
 	nvme-tcp nvme-fabrics
 	tpm_tis_spi tpm_tis_i2c tpm_infineon

@@ -8,7 +8,6 @@ import (
 	"io"
 	"path"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,53 +21,60 @@ const (
 	holeBytes = 64 << 10
 )
 
-// dirs opens directories below top, component by component and following no
-// symbolic link (O_NOFOLLOW), and keeps the last one open: neighbours in
-// path order mostly share it.
+// dirs opens directories below top, following no symbolic link, and keeps those
+// open that were used last: neighbours in path order share theirs, and objects
+// come only about in that order.
 type dirs struct {
 	top  int
-	path string
-	fd   int // -1: none
+	fds  map[string]int
+	used []string // paths, the one that goes next in front
 }
 
-func newDirs(top int) *dirs { return &dirs{top: top, fd: -1} }
+// keptDirectories is how many directories each worker keeps open.
+const keptDirectories = 32
+
+func newDirs(top int) *dirs { return &dirs{top: top, fds: map[string]int{}} }
 
 // open returns a descriptor of the directory p, valid until the next call.
 func (d *dirs) open(p string) (int, error) {
-	if d.fd >= 0 && d.path == p {
-		return d.fd, nil
+	if fd, ok := d.fds[p]; ok {
+		return fd, nil
 	}
-	d.close()
 	fd, err := openDirectory(d.top, p)
 	if err != nil {
 		return -1, err
 	}
-	d.path, d.fd = p, fd
+	if len(d.used) == keptDirectories {
+		_ = unix.Close(d.fds[d.used[0]]) // a directory: nothing is lost
+		delete(d.fds, d.used[0])
+		d.used = append(d.used[:0], d.used[1:]...)
+	}
+	d.fds[p] = fd
+	d.used = append(d.used, p)
 	return fd, nil
 }
 
 func (d *dirs) close() {
-	if d.fd >= 0 {
-		_ = unix.Close(d.fd) // a directory: nothing is lost
-		d.fd = -1
+	for _, fd := range d.fds {
+		_ = unix.Close(fd) // as above
 	}
+	clear(d.fds)
+	d.used = nil
 }
 
+// openDirectory opens p below top without following any symbolic link, also
+// in the middle (openat2(2)).
 func openDirectory(top int, p string) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := openat(top, ".", flags, 0)
-	if err != nil || p == "." {
-		return fd, err
+	how := &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	}
-	for name := range strings.SplitSeq(p, "/") {
-		next, err := openat(fd, name, flags, 0)
-		_ = unix.Close(fd) // as above
-		if err != nil {
-			return -1, err
+	for {
+		fd, err := unix.Openat2(top, p, how)
+		if err != unix.EINTR && err != unix.EAGAIN { // EAGAIN: something was renamed meanwhile
+			return fd, err
 		}
-		fd = next
 	}
-	return fd, nil
 }
 
 // openat is openat(2), repeated when a signal of the Go runtime interrupts.
@@ -326,7 +332,13 @@ func (w *worker) copyContent(ctx context.Context, fd int, e image.Entry) error {
 
 // copyFrom writes what r gives, which verifies it.
 func (w *worker) copyFrom(ctx context.Context, fd int, e image.Entry, r io.Reader) error {
-	out := &content{fd: fd}
+	out := &content{fd: fd, path: e.Path}
+	if whole, ok := r.(io.WriterTo); ok { // it has all of it in memory
+		if _, err := whole.WriteTo(out); err != nil {
+			return err
+		}
+		return out.finish(e)
+	}
 	for {
 		n, err := io.ReadFull(r, w.buffer)
 		if err := out.write(w.buffer[:n]); err != nil {
@@ -348,23 +360,41 @@ func (w *worker) copyFrom(ctx context.Context, fd int, e image.Entry, r io.Reade
 // content writes the bytes of a file in order, without long runs of zeros.
 type content struct {
 	fd   int
+	path string
 	at   int64
 	hole bool // at the end
 }
 
 // write takes the next bytes. All but the last ones are a multiple of holeBytes.
+// What is between two holes is written at once.
 func (c *content) write(data []byte) error {
 	for len(data) > 0 {
-		block := data[:min(holeBytes, len(data))]
-		data = data[len(block):]
-		if c.hole = isZero(block); !c.hole {
-			if err := writeAt(c.fd, block, c.at); err != nil {
+		n := 0
+		c.hole = isZero(data[:min(holeBytes, len(data))])
+		for n < len(data) {
+			block := data[n:min(n+holeBytes, len(data))]
+			if isZero(block) != c.hole {
+				break
+			}
+			n += len(block)
+		}
+		if !c.hole {
+			if err := writeAt(c.fd, data[:n], c.at); err != nil {
 				return err
 			}
 		}
-		c.at += int64(len(block))
+		c.at += int64(n)
+		data = data[n:]
 	}
 	return nil
+}
+
+// Write takes all of the content that a reader has at hand.
+func (c *content) Write(data []byte) (int, error) {
+	if err := c.write(data); err != nil {
+		return 0, failed("writing", c.path, err)
+	}
+	return len(data), nil
 }
 
 // finish gives the file its length.

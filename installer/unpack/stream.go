@@ -170,7 +170,7 @@ func (w *Writer) Append(info object.Info, encoded []byte) error {
 	for _, i := range w.places[info.Digest] {
 		e := w.file(i)
 		err := worker.writeFile(e, func(fd int) error {
-			out := &content{fd: fd}
+			out := &content{fd: fd, path: e.Path}
 			if err := out.write(all); err != nil {
 				return failed("writing", e.Path, err)
 			}

@@ -29,6 +29,9 @@ type Volume struct {
 	MountPoint string
 	// KeepOwner leaves the owner of the volume's top directory as it is.
 	KeepOwner bool
+	// Kept leaves everything on the volume as it is: nothing of the image is
+	// written there.
+	Kept bool
 }
 
 // Options of Run. The zero value is a plain directory without volumes.
@@ -143,7 +146,7 @@ func (u *unpacker) run(ctx context.Context, root *os.Root, m *image.Manifest, o 
 		}
 	}
 	for i, e := range slices.Backward(m.Entries) {
-		if e.Type != image.Dir {
+		if e.Type != image.Dir || u.kept(e.Path) {
 			continue
 		}
 		if err := u.finishDirectory(dirs, i); err != nil {
@@ -216,6 +219,9 @@ func (u *unpacker) divide() ([]*volume, error) {
 	u.first, u.content = map[int]string{}, map[int]int{}
 	for i, e := range u.entries {
 		v := find(e.Path)
+		if v.Kept {
+			continue
+		}
 		switch e.Type {
 		case image.Dir:
 			v.directories = append(v.directories, i)
@@ -244,6 +250,18 @@ func (u *unpacker) divide() ([]*volume, error) {
 		}
 	}
 	return volumes, nil
+}
+
+// kept says whether p lies on a volume that is left as it is.
+func (u *unpacker) kept(p string) bool {
+	longest, kept := 0, false
+	for _, v := range u.options.Volumes {
+		point := strings.Trim(path.Clean("/"+v.MountPoint), "/")
+		if (p == point || strings.HasPrefix(p, point+"/")) && len(point) > longest {
+			longest, kept = len(point), v.Kept
+		}
+	}
+	return kept
 }
 
 // comparePaths orders as the manifest does: the root first.

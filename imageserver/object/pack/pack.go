@@ -5,7 +5,9 @@
 // again. Until then the index is in memory only. The bytes of objects never
 // stay on the Go heap: they are written to and read from the file, through
 // buffers that are used again. The package opens no file itself, and it
-// verifies what goes in and what comes out.
+// verifies what goes in and what comes out: by the digest, or, where the bytes
+// were verified by it when they went into this very Writer, by a sum of them
+// (CRC-32C) that was taken then.
 //
 // The layout, format 1 (numbers are little-endian):
 //
@@ -23,6 +25,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"slices"
 	"sync"
@@ -83,7 +86,13 @@ var errFinished = errors.New("the pack is already finished")
 type location struct {
 	info   object.Info
 	offset uint64
+	summed bool // sum is that of the encoded bytes as they were verified
+	sum    uint32
 }
+
+// castagnoli is the polynomial that processors have an instruction for
+// (RFC 3720, 12.1).
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // contents is the index, shared by a Writer and its Readers.
 type contents struct {
@@ -265,7 +274,7 @@ func (w *Writer) write(info object.Info, encoded []byte) error {
 		w.release(offset, info.StoredSize, info.StoredSize, 0)
 		return fmt.Errorf("writing object %s to the pack: %w", info.Digest, err)
 	}
-	w.add(location{info, offset})
+	w.add(location{info, offset, true, crc32.Checksum(encoded, castagnoli)})
 	w.release(offset, info.StoredSize, info.StoredSize, info.StoredSize)
 	return nil
 }
@@ -316,7 +325,7 @@ func (w *Writer) AppendFrom(digest object.Digest, size uint64, r io.Reader) (obj
 		return object.Info{}, damagedIfShort(digest, err)
 	}
 	info.StoredSize = reserved - out.left
-	w.add(location{info, offset})
+	w.add(location{info, offset, true, out.sum})
 	w.release(offset, reserved, info.StoredSize, info.StoredSize)
 	return info, nil
 }
@@ -332,6 +341,7 @@ func damagedIfShort(digest object.Digest, err error) error {
 type section struct {
 	file         File
 	offset, left uint64
+	sum          uint32               // of what was written
 	use          func(n uint64) error // may be nil; counts what is written
 }
 
@@ -345,6 +355,7 @@ func (s *section) Write(p []byte) (int, error) {
 		}
 	}
 	n, err := s.file.WriteAt(p, int64(s.offset))
+	s.sum = crc32.Update(s.sum, castagnoli, p[:n])
 	if s.use != nil && n < len(p) {
 		n = len(p) // counted all the same, until the object is given up
 	}
@@ -372,7 +383,7 @@ func (w *Writer) AppendStored(info object.Info, r io.Reader) error {
 		w.release(offset, info.StoredSize, info.StoredSize, 0)
 		return err
 	}
-	w.add(location{info, offset})
+	w.add(location{info, offset, true, out.sum})
 	w.release(offset, info.StoredSize, info.StoredSize, info.StoredSize)
 	return nil
 }
@@ -452,7 +463,7 @@ func OpenReader(file io.ReaderAt, size int64) (*Reader, error) {
 	}
 	c := &contents{at: make(map[object.Digest]location, len(locations))}
 	for _, l := range locations {
-		c.at[l.Info.Digest] = location{l.Info, l.Offset}
+		c.at[l.Info.Digest] = location{info: l.Info, offset: l.Offset}
 	}
 	return &Reader{file: file, contents: c}, nil
 }
@@ -587,6 +598,9 @@ func (r *Reader) Open(ctx context.Context, digest object.Digest) (io.ReadCloser,
 	if l.info.Size <= zstd.Whole && l.info.StoredSize <= zstd.Whole {
 		return r.whole(l)
 	}
+	if l.summed {
+		return openSummed(l, r.section(l))
+	}
 	return zstd.Open(l.info, r.section(l))
 }
 
@@ -623,8 +637,12 @@ func (r *Reader) whole(l location) (io.ReadCloser, error) {
 		}
 		return nil, fmt.Errorf("reading object %s from the pack: %w", l.info.Digest, err)
 	}
-	unpacked := grown(buffers.Get().(*[]byte), int(l.info.Size))
-	out, err := zstd.Decode((*unpacked)[:0], l.info, *stored)
+	decode := zstd.Decode
+	if l.summed && crc32.Checksum(*stored, castagnoli) == l.sum {
+		decode = zstd.Unpack
+	}
+	unpacked := grown(buffers.Get().(*[]byte), zstd.Capacity(l.info.Size))
+	out, err := decode((*unpacked)[:0], l.info, *stored)
 	if err != nil {
 		buffers.Put(unpacked)
 		return nil, err

@@ -420,3 +420,65 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 }
+
+// TestFlippedInMemory: what was verified on its way in is judged by a sum on its
+// way out, and a flip between the two is found, wherever it is.
+func TestFlippedInMemory(t *testing.T) {
+	for name, content := range map[string][]byte{
+		"small": objecttest.Text(1, 5000), "small, raw": objecttest.Noise(2, 5000),
+		"large": objecttest.Text(3, 3*zstd.Whole), "large, raw": objecttest.Noise(4, 2*zstd.Whole),
+	} {
+		for _, from := range []string{"encoded", "reader", "unpacked"} {
+			file, err := os.Create(filepath.Join(t.TempDir(), "pack"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			w, err := pack.NewWriter(file, pack.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, encoded := objecttest.Encode(content)
+			switch from {
+			case "encoded":
+				err = w.Append(info, encoded)
+			case "reader":
+				err = w.AppendStored(info, bytes.NewReader(encoded))
+			case "unpacked":
+				_, err = w.AppendFrom(info.Digest, info.Size, bytes.NewReader(content))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			read := func() ([]byte, error) {
+				r, err := w.Reader().Open(t.Context(), info.Digest)
+				if err != nil {
+					return nil, err
+				}
+				defer r.Close()
+				return io.ReadAll(r)
+			}
+			if got, err := read(); err != nil || !bytes.Equal(got, content) {
+				t.Fatalf("%s, from %s: %d bytes, %v", name, from, len(got), err)
+			}
+			end := w.Used()
+			for _, at := range []uint64{0, end / 3, end / 2, end - 1} {
+				flip := func() {
+					var one [1]byte
+					if _, err := file.ReadAt(one[:], int64(16+at)); err != nil {
+						t.Fatal(err)
+					}
+					one[0] ^= 4
+					if _, err := file.WriteAt(one[:], int64(16+at)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				flip()
+				if _, err := read(); !errors.Is(err, object.ErrDamaged) {
+					t.Errorf("%s, from %s, flipped at %d of %d: %v", name, from, at, end, err)
+				}
+				flip()
+			}
+		}
+	}
+}

@@ -13,7 +13,7 @@ import (
 var errAbandoned = errors.New("verification abandoned")
 
 // buffers of Whole bytes, for objects that are unpacked in one go.
-var buffers = sync.Pool{New: func() any { return new([Whole]byte) }}
+var buffers = sync.Pool{New: func() any { return new([Whole + slack]byte) }}
 
 // Verifier checks one object whose encoded bytes arrive bit by bit. It keeps
 // none of them. It is not safe for concurrent use.
@@ -52,7 +52,7 @@ func (v *Verifier) Write(p []byte) (int, error) {
 	}
 	if v.got == 0 && uint64(len(p)) == v.info.StoredSize && v.info.Size <= Whole {
 		v.got = v.info.StoredSize
-		buffer := buffers.Get().(*[Whole]byte)
+		buffer := buffers.Get().(*[Whole + slack]byte)
 		_, err := Decode(buffer[:0], v.info, p)
 		buffers.Put(buffer)
 		v.done, v.err = true, err
@@ -93,7 +93,7 @@ func VerifyFrom(info object.Info, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	buffer := buffers.Get().(*[Whole]byte)
+	buffer := buffers.Get().(*[Whole + slack]byte)
 	defer buffers.Put(buffer)
 	for {
 		if _, err = unpacked.Read(buffer[:128<<10]); err != nil {

@@ -31,6 +31,9 @@ const (
 	// maxWindow is what is accepted from others, in bytes: RFC 8878 (3.1.1.1.2)
 	// recommends that every decoder supports 8 MiB.
 	maxWindow = 8 << 20
+	// slack is room behind the bytes to be unpacked, in bytes: the decoder then
+	// copies in larger steps.
+	slack = 32
 	// worthwhile: fewer bytes than these are not packed.
 	worthwhile = 96
 )
@@ -147,8 +150,26 @@ func ContentSize(head []byte) (uint64, error) {
 
 // Decode appends the unpacked, verified bytes of one whole object to dst.
 // They are not what info says: an error that wraps object.ErrDamaged. No more
-// than info.Size bytes are ever allocated, so the caller bounds info.Size.
+// than Capacity(info.Size) bytes are ever allocated, so the caller bounds
+// info.Size.
 func Decode(dst []byte, info object.Info, encoded []byte) ([]byte, error) {
+	out, err := Unpack(dst, info, encoded)
+	if err != nil {
+		return out, err
+	}
+	if object.Of(out[len(dst):]) != info.Digest {
+		return out[:len(dst)], fmt.Errorf("object %s: its bytes are not what the digest says: %w", info.Digest, object.ErrDamaged)
+	}
+	return out, nil
+}
+
+// Capacity is how many bytes dst best has free to unpack an object of size.
+func Capacity(size uint64) int { return int(size) + slack }
+
+// Unpack is Decode of encoded bytes that the caller knows to be the very ones
+// that were verified before, by a sum of them: sizes are checked, the digest is
+// not.
+func Unpack(dst []byte, info object.Info, encoded []byte) ([]byte, error) {
 	if uint64(len(encoded)) != info.StoredSize {
 		return dst, fmt.Errorf("object %s: %d stored bytes of %d: %w", info.Digest, len(encoded), info.StoredSize, object.ErrDamaged)
 	}
@@ -161,7 +182,7 @@ func Decode(dst []byte, info object.Info, encoded []byte) ([]byte, error) {
 			return dst, err
 		}
 		// The capacity is the limit of the decoder.
-		end := start + int(info.Size)
+		end := start + Capacity(info.Size)
 		if cap(dst) < end {
 			grown := make([]byte, start, end)
 			copy(grown, dst)
@@ -177,8 +198,7 @@ func Decode(dst []byte, info object.Info, encoded []byte) ([]byte, error) {
 	default:
 		return dst, fmt.Errorf("object %s: %s: %w", info.Digest, info.Encoding, object.ErrDamaged)
 	}
-	unpacked := dst[start:]
-	if uint64(len(unpacked)) != info.Size || object.Of(unpacked) != info.Digest {
+	if uint64(len(dst)-start) != info.Size {
 		return dst[:start], fmt.Errorf("object %s: its bytes are not what the digest says: %w", info.Digest, object.ErrDamaged)
 	}
 	return dst, nil
@@ -190,7 +210,7 @@ func Verify(info object.Info, encoded []byte) error {
 	if info.Size > Whole || uint64(len(encoded)) != info.StoredSize {
 		return VerifyFrom(info, bytes.NewReader(encoded))
 	}
-	buffer := buffers.Get().(*[Whole]byte)
+	buffer := buffers.Get().(*[Whole + slack]byte)
 	defer buffers.Put(buffer)
 	_, err := Decode(buffer[:0], info, encoded)
 	return err

@@ -27,6 +27,7 @@ func (i *installation) writeIdentity(ctx context.Context) error {
 		files = append(files,
 			target.File{Path: "/etc/fstab", Mode: 0o644, Data: i.plan.Layout.Fstab()},
 			target.File{Path: "/etc/crypttab", Mode: 0o644, Data: i.plan.Layout.Crypttab()})
+		files = append(files, i.arrays()...)
 		files = append(files, i.initrdSettings()...)
 		if err := i.writeKeys(ctx); err != nil {
 			return err
@@ -41,6 +42,20 @@ func (i *installation) writeIdentity(ctx context.Context) error {
 		return err
 	}
 	return target.Write(i.root, append(append(files, machineID...), seed)...)
+}
+
+// arrays tells the new system's mdadm which arrays are its own, in the file
+// that its distribution has for that.
+func (i *installation) arrays() []target.File {
+	config := i.plan.Layout.MDConfig()
+	if config == nil {
+		return nil
+	}
+	file := "/etc/mdadm.conf"
+	if info, err := i.root.Stat("etc/mdadm"); err == nil && info.IsDir() {
+		file = "/etc/mdadm/mdadm.conf"
+	}
+	return []target.File{{Path: file, Mode: 0o644, Data: config}}
 }
 
 // freshMachineID empties a machine-id that came with the image: two machines

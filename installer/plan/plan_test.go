@@ -16,6 +16,7 @@ import (
 
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/netconfig"
@@ -352,9 +353,10 @@ func TestRefusals(t *testing.T) {
 			"BOO-006", []string{"shim"},
 		},
 		"a mirror without mdadm": {
-			func(c *config.Config, d *inventory.Document, _ *Image) {
+			func(c *config.Config, d *inventory.Document, img *Image) {
 				c.Storage.Mirror = true
 				d.Disks[1].Size = d.Disks[0].Size
+				img.Manifest.Attributes[image.AttrInitramfs] = boot.InitramfsTools
 			},
 			CodeNoAssembler, []string{"mdadm"},
 		},

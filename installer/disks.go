@@ -100,7 +100,7 @@ func (i *installation) unpackImage(ctx context.Context, ready *volumes) error {
 	var mounted []unpack.Volume
 	for _, volume := range i.plan.Layout.Mounts() {
 		p := volume.Partition
-		mounted = append(mounted, unpack.Volume{MountPoint: p.MountPoint, KeepOwner: p.RootUserID != 0 || p.RootGroupID != 0})
+		mounted = append(mounted, unpack.Volume{MountPoint: p.MountPoint, KeepOwner: p.RootUserID != 0 || p.RootGroupID != 0, Kept: p.Kept})
 	}
 	options := unpack.Options{
 		Volumes: mounted,

@@ -28,6 +28,9 @@ func (i *installation) makeKeys(ctx context.Context) error {
 	}
 	i.keys = made
 	i.opened.push("the keys", made.Wipe)
+	if err := i.adoptKept(ctx); err != nil {
+		return err
+	}
 	if i.plan.Layout.Uses(storage.SlotTPM2) {
 		tpm, err := tpm2.Open(i.env.tpm)
 		if err != nil {

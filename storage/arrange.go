@@ -22,40 +22,102 @@ func (r *resolver) lay(index int, d chosenDisk, wanted []wantedPartition) (DiskL
 		dl.CryptoErase = d.CryptoErase
 	}
 	sector := uint64(d.SectorSize)
-	align := alignment(d.Disk)
-	// Last sector: header; before it the entries.
-	end := (d.Size/sector - 1 - divUp(gptEntries, sector)) * sector
-	if d.Size < 2*MiB {
-		end = 0
-	}
-	at := align
-	var fit bool
+	places, needed, ok := arrange(d.Disk, wanted)
 	var parts []string
 	for i, w := range wanted {
 		p := w.Partition
 		p.Number = i + 1
-		p.UUID = formatUUID(r.ids(fmt.Sprintf("partition:%d:%d", index, p.Number)))
-		size := w.least
-		at = roundUp(at, align)
-		if i == len(wanted)-1 {
-			fit = at+size <= end/MiB*MiB
-			size = max(size, (end-min(at, end))/MiB*MiB)
+		if p.UUID == "" {
+			p.UUID = formatUUID(r.ids(fmt.Sprintf("partition:%d:%d", index, p.Number)))
 		}
-		p.FirstSector = at / sector
-		p.LastSector = (at+size)/sector - 1
-		p.Bytes = size
-		at += size
+		p.FirstSector = places[i].at / sector
+		p.LastSector = (places[i].at+places[i].size)/sector - 1
+		p.Bytes = places[i].size
 		dl.Partitions = append(dl.Partitions, p)
 		parts = append(parts, fmt.Sprintf("%s %s (%s)", volumeName(p), Bytes(w.least), w.why))
 	}
-	if !fit {
-		var needed uint64 = align + MiB // both ends
-		for _, w := range wanted {
-			needed = roundUp(needed, align) + w.least
-		}
+	if !ok {
 		return DiskLayout{}, Errorf(CodeTooSmall, "%s is too small: need %s, have %s: %s", d.Path, Bytes(needed), Bytes(d.Size), strings.Join(parts, ", "))
 	}
 	return dl, nil
+}
+
+// usableBytes are the first byte of a disk that a partition may have, and the
+// one behind the last: the tables lie before and after.
+func usableBytes(d Disk) (first, end uint64) {
+	sector := uint64(d.SectorSize)
+	tables := 1 + divUp(gptEntries, sector) // a header and the entries
+	if d.Size < 2*MiB {
+		return 0, 0
+	}
+	return (tables + 1) * sector, (d.Size/sector - tables) * sector
+}
+
+// place is where a partition lies, in bytes.
+type place struct{ at, size uint64 }
+
+// arrange gives each partition its place. Those that are kept stay where they
+// are, the others lie in the gaps in their order, and the last one takes what
+// remains: of the largest gap, when there are several. needed is what all of them
+// take; ok says whether they fit.
+func arrange(d Disk, wanted []wantedPartition) (places []place, needed uint64, ok bool) {
+	align := alignment(d)
+	_, end := usableBytes(d)
+	places = make([]place, len(wanted))
+	gaps := []place{{align, end/MiB*MiB - min(align, end/MiB*MiB)}}
+	needed = align + MiB // both ends
+	for i, w := range wanted {
+		needed = roundUp(needed, align) + w.least
+		if !w.Kept {
+			continue
+		}
+		places[i] = place{w.at, w.least}
+		gaps = without(gaps, places[i], align)
+	}
+	ok = true
+	for i, w := range wanted {
+		if w.Kept {
+			continue
+		}
+		last := i == len(wanted)-1
+		best := -1
+		for g, gap := range gaps {
+			if gap.size >= w.least && (best < 0 || last && gap.size > gaps[best].size) {
+				best = g
+			}
+		}
+		if best < 0 {
+			ok = false
+			places[i] = place{align, w.least}
+			continue
+		}
+		places[i] = place{gaps[best].at, w.least}
+		if last {
+			places[i].size = gaps[best].size / MiB * MiB
+		}
+		gaps = without(gaps, places[i], align)
+	}
+	return places, needed, ok
+}
+
+// without cuts a place out of gaps; what remains begins aligned.
+func without(gaps []place, cut place, align uint64) (out []place) {
+	add := func(from, to uint64) {
+		if from = roundUp(from, align); from < to {
+			out = append(out, place{from, to - from})
+		}
+	}
+	for _, g := range gaps {
+		if cut.at >= g.at+g.size || cut.at+cut.size <= g.at {
+			out = append(out, g)
+			continue
+		}
+		if cut.at > g.at {
+			add(g.at, cut.at)
+		}
+		add(cut.at+cut.size, g.at+g.size)
+	}
+	return out
 }
 
 // alignment of partitions in bytes: 1 MiB, or the least multiple of it that the

@@ -44,35 +44,18 @@ func (s *Spec) check(firmware Firmware) error {
 	if len(s.DataDisks) > 0 && s.ExtraMountPointsBasename == "" {
 		c.wrong("DataDisks needs ExtraMountPointsBasename: it names the mount points of their volumes")
 	}
+	s.checkPreserve(c.wrong)
 	c.basename(s)
 	c.belowVFAT(s)
 	c.stack(s)
 	s.Encryption.check(s.Encrypt, c.wrong)
-	switch missing := s.unmade(); {
-	case missing != nil:
-		return Errorf(CodeLayout, "the storage layout asks for what this version does not do yet: %s", strings.Join(missing, ", "))
+	switch {
 	case len(c.layout) > 0:
 		return Errorf(CodeLayout, "the storage layout contradicts itself: %s", strings.Join(append(c.layout, c.unmade...), "; "))
 	case len(c.unmade) > 0:
 		return Errorf(CodeFileSystem, "the storage layout asks for file systems that cannot be made: %s", strings.Join(c.unmade, "; "))
 	}
 	return nil
-}
-
-// unmade are the fields that are understood but not acted on yet: none of them
-// may be ignored.
-func (s *Spec) unmade() (fields []string) {
-	for _, f := range []struct {
-		name string
-		set  bool
-	}{
-		{"Preserve", s.Preserve != nil},
-	} {
-		if f.set {
-			fields = append(fields, f.name)
-		}
-	}
-	return fields
 }
 
 // mountPoint returns what the volume is called from now on: by its mount point

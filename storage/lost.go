@@ -24,8 +24,9 @@ func (l Layout) RefuseForeign() error {
 	return Errorf(CodeForeign, "the site gives no storage-layout.json for this machine, and its disks are in use; nothing is erased without being asked for: %s", strings.Join(lines, "; "))
 }
 
-// lost has a line for each thing on the disk.
-func lost(d Disk) []string {
+// losses has a line for each thing on the disk: those that will be gone, and
+// those that stay.
+func (d DiskLayout) losses() (lost, kept []string) {
 	name := d.Path
 	if what := strings.Join(strings.Fields(d.Model), " "); what != "" {
 		name += " (" + what + ", " + Bytes(d.Size) + ")"
@@ -33,13 +34,16 @@ func lost(d Disk) []string {
 		name += " (" + Bytes(d.Size) + ")"
 	}
 	if len(d.Contents) == 0 {
-		return []string{name + ": nothing was recognised on it"}
+		return []string{name + ": nothing was recognised on it"}, nil
 	}
-	lines := make([]string, 0, len(d.Contents))
 	for _, c := range d.Contents {
-		lines = append(lines, name+": "+describe(c))
+		if d.Keeps(c) {
+			kept = append(kept, name+": "+describe(c))
+		} else {
+			lost = append(lost, name+": "+describe(c))
+		}
 	}
-	return lines
+	return lost, kept
 }
 
 func describe(c Content) string {

@@ -35,6 +35,7 @@ func Resolve(spec Spec, disks []Disk, selected []string, need Need, firmware Fir
 	r := resolver{
 		spec: spec, need: need, firmware: firmware, ids: ids,
 		mappings: make(map[string]bool), labels: map[string]bool{MediumLabel: true}, stacked: make(map[string]bool),
+		chosen: slices.Concat(chosen.boot, chosen.data), preserved: make(map[string]bool),
 	}
 	for _, v := range spec.Volumes {
 		r.labels[v.Label] = true
@@ -47,10 +48,18 @@ func Resolve(spec Spec, disks []Disk, selected []string, need Need, firmware Fir
 	case 1:
 		return Layout{}, problems[0]
 	default:
-		return Layout{}, Errorf(CodeTooSmall, "%w", errors.Join(problems...))
+		code := CodeTooSmall
+		if first, ok := errors.AsType[*Error](problems[0]); ok {
+			code = first.ID
+		}
+		return Layout{}, Errorf(code, "%w", errors.Join(problems...))
 	}
-	for _, d := range append(chosen.boot, chosen.data...) {
-		l.Lost = append(l.Lost, lost(d.Disk)...)
+	if err := r.unknownLabels(l); err != nil {
+		return Layout{}, err
+	}
+	for _, d := range l.Disks {
+		lost, kept := d.losses()
+		l.Lost, l.Kept = append(l.Lost, lost...), append(l.Kept, kept...)
 	}
 	l.Skipped = chosen.skipped
 	return l, nil
@@ -63,6 +72,9 @@ func (r *resolver) layBoot(l *Layout, disks []chosenDisk) (problems []error) {
 	wanted, err := r.bootDisk(smallest.Disk)
 	if err != nil {
 		return []error{err}
+	}
+	if wrong := r.keep(smallest, wanted); wrong != nil {
+		return wrong
 	}
 	var inside []wantedPartition
 	if r.spec.VolumeGroup != "" {
@@ -112,6 +124,10 @@ func (r *resolver) layData(l *Layout, disks []chosenDisk) (problems []error) {
 			wanted, err := r.dataDisk(i + 1)
 			if err != nil {
 				problems = append(problems, err)
+				continue
+			}
+			if wrong := r.keep(d, wanted); wrong != nil {
+				problems = append(problems, wrong...)
 				continue
 			}
 			dl, err := r.lay(len(l.Disks), d, wanted)

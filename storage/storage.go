@@ -155,6 +155,8 @@ type Layout struct {
 	// Lost has one line for each thing that is on the disks now and will not be
 	// afterwards.
 	Lost []string `json:"lost"`
+	// Kept has one line for each thing on these disks that stays.
+	Kept []string `json:"kept,omitempty"`
 }
 
 // DiskLayout is one disk as it will be.

@@ -62,7 +62,11 @@ func (l Layout) Fstab() []byte {
 		if p.FileSystem == XFS || p.FileSystem == Btrfs {
 			pass = 0 // their fsck.* does nothing at boot
 		}
-		fmt.Fprintf(&b, "UUID=%s %s %s %s 0 %d\n", p.FSUUID, escapeTab(p.MountPoint), p.FileSystem, options, pass)
+		source := "UUID=" + p.FSUUID
+		if p.FSUUID == "" { // of a kept volume, whose container was not open when this was decided
+			source = v.Device()
+		}
+		fmt.Fprintf(&b, "%s %s %s %s 0 %d\n", source, escapeTab(p.MountPoint), p.FileSystem, options, pass)
 	}
 	for _, v := range l.Volumes() {
 		if v.Partition.FileSystem == Swap {

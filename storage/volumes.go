@@ -40,6 +40,7 @@ type wantedPartition struct {
 	Partition
 	least uint64 // bytes
 	why   string // for the message when it does not fit
+	at    uint64 // bytes; where it lies, when it is kept
 }
 
 type resolver struct {
@@ -49,7 +50,11 @@ type resolver struct {
 	ids      func(string) [16]byte
 	mappings map[string]bool // in use
 	labels   map[string]bool // in use
-	stacked  map[string]bool // names of arrays and logical volumes, in use
+	// chosen are all disks that will be used; preserved has the labels in
+	// Preserve for which there is a volume.
+	chosen    []chosenDisk
+	preserved map[string]bool
+	stacked   map[string]bool // names of arrays and logical volumes, in use
 }
 
 func (r *resolver) bootDisk(d Disk) ([]wantedPartition, error) {

@@ -196,13 +196,20 @@ func (r *run) volume(ctx context.Context, v storage.Volume) error {
 		return err
 	}
 	if p.LUKS != nil {
-		r.options.Progress(d.Name, name, "encrypt")
-		if err := r.encrypt(ctx, node, p); err != nil {
+		step, do := "encrypt", r.encrypt
+		if p.Kept {
+			step, do = "open", r.openKept
+		}
+		r.options.Progress(d.Name, name, step)
+		if err := do(ctx, node, p); err != nil {
 			return err
 		}
 		if err := r.WaitFor(ctx, v.Device(), nodeLimit); err != nil {
 			return err
 		}
+	}
+	if p.Kept {
+		return r.mountBelow(ctx, name, v)
 	}
 	r.options.Progress(d.Name, name, "format")
 	cmd, err := mkfs.Format(v.Device(), d.SectorSize, p)
@@ -274,7 +281,7 @@ func (r *run) mount(v storage.Volume) error {
 		return storage.Errorf(storage.CodeMount, "opening the new file system at %s: %w", p.MountPoint, err)
 	}
 	defer root.Close() // only used for names
-	if p.FileSystem != storage.VFAT && (p.RootUserID != 0 || p.RootGroupID != 0) {
+	if !p.Kept && p.FileSystem != storage.VFAT && (p.RootUserID != 0 || p.RootGroupID != 0) {
 		if err := root.Chown(".", int(p.RootUserID), int(p.RootGroupID)); err != nil {
 			return storage.Errorf(storage.CodeMount, "owner of %s: %w", p.MountPoint, err)
 		}

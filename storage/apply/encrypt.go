@@ -63,6 +63,17 @@ func (r *run) encrypt(ctx context.Context, node string, p storage.Partition) err
 	return nil
 }
 
+// openKept maps a volume that is kept.
+func (r *run) openKept(ctx context.Context, node string, p storage.Partition) error {
+	key := r.applied.keys.Slots(p.LUKS.Mapping)[0].Key
+	if err := r.tool(ctx, luks.Open(node, p.LUKS.Mapping, key)); err != nil {
+		r.applied.closeHalfOpen(p.LUKS.Mapping)
+		return luks.Explain("opening "+node, err)
+	}
+	r.applied.opened(p.LUKS.Mapping)
+	return nil
+}
+
 // closeHalfOpen takes away what a killed cryptsetup may have left.
 func (a *Applied) closeHalfOpen(mapping string) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)

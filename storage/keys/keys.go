@@ -12,6 +12,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -24,6 +25,10 @@ import (
 	"github.com/firstlight/firstlight/storage/recovery"
 	"github.com/firstlight/firstlight/storage/tpm2"
 )
+
+// AnySlot is the number of a slot that is not known: that of a volume that is
+// kept.
+const AnySlot = -1
 
 // Slot is a key slot of a volume.
 type Slot struct {
@@ -51,14 +56,23 @@ type Keys struct {
 	memory   []byte
 	volumes  map[string][]Slot // by mapping
 	pcrs     map[string][]uint
-	recovery []byte // in memory; nil for none
-	scratch  []byte // in memory
+	recovery []byte          // in memory; nil for none
+	scratch  []byte          // in memory
+	kept     map[string]bool // mappings of volumes that are kept
+	adopted  [][]byte        // memory of its own for each of their keys
 }
 
-// New makes the keys for the volumes of a layout. Errors have code LUK-007.
+// New makes the keys for the volumes of a layout, but for those that are kept:
+// theirs come by Adopt. Errors have code LUK-007.
 func New(l storage.Layout, random io.Reader) (*Keys, error) {
-	k := &Keys{volumes: make(map[string][]Slot), pcrs: make(map[string][]uint)}
+	k := &Keys{volumes: make(map[string][]Slot), pcrs: make(map[string][]uint), kept: make(map[string]bool)}
 	encrypted := l.Encrypted()
+	for _, v := range encrypted {
+		if v.Partition.Kept {
+			k.kept[v.Partition.LUKS.Mapping] = true
+		}
+	}
+	encrypted = slices.DeleteFunc(encrypted, func(v storage.Volume) bool { return v.Partition.Kept })
 	if len(encrypted) == 0 {
 		return k, nil
 	}
@@ -97,20 +111,42 @@ func sizeOf(encrypted []storage.Volume) int {
 	return size
 }
 
-// lock gets the memory.
-func (k *Keys) lock(size int) (err error) {
-	if k.memory, err = unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
-		return storage.Errorf(storage.CodeKeyMemory, "memory for keys: %w", err)
+// Adopt takes over the key of a volume that is kept, and wipes what it was given.
+// Errors have code LUK-007.
+func (k *Keys) Adopt(mapping string, key []byte) error {
+	defer clear(key)
+	if !k.kept[mapping] || len(key) == 0 {
+		return storage.Errorf(storage.CodeKeyMemory, "%s is no volume that is kept, or its key is empty", mapping)
 	}
-	if err := unix.Mlock(k.memory); err != nil {
-		_ = unix.Munmap(k.memory) // nothing secret is in it yet
-		k.memory = nil
-		return storage.Errorf(storage.CodeKeyMemory, "locking the memory for keys: %w", err)
+	memory, err := lock(len(key))
+	if err != nil {
+		return err
+	}
+	copy(memory, key)
+	k.adopted = append(k.adopted, memory)
+	k.volumes[mapping] = []Slot{{Number: AnySlot, Kind: storage.SlotKeyFile, Key: memory}}
+	return nil
+}
+
+// lock gets the memory for the keys that are made.
+func (k *Keys) lock(size int) (err error) {
+	k.memory, err = lock(size)
+	return err
+}
+
+// lock gets memory that is not swapped.
+func lock(size int) (memory []byte, err error) {
+	if memory, err = unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return nil, storage.Errorf(storage.CodeKeyMemory, "memory for keys: %w", err)
+	}
+	if err := unix.Mlock(memory); err != nil {
+		_ = unix.Munmap(memory) // nothing secret is in it yet
+		return nil, storage.Errorf(storage.CodeKeyMemory, "locking the memory for keys: %w", err)
 	}
 	// A core dump is no place for them either; a kernel without the flag has no
 	// such dumps to keep them out of.
-	_ = unix.Madvise(k.memory, unix.MADV_DONTDUMP)
-	return nil
+	_ = unix.Madvise(memory, unix.MADV_DONTDUMP)
+	return memory, nil
 }
 
 // fill makes every key.
@@ -251,11 +287,18 @@ func (k *Keys) String() string { return strconv.Itoa(len(k.volumes)) + " volumes
 
 // Wipe overwrites and frees the keys; it may be called twice, and on nil.
 func (k *Keys) Wipe() error {
-	if k == nil || k.memory == nil {
+	if k == nil || k.memory == nil && k.adopted == nil {
 		return nil
 	}
-	clear(k.memory)
-	err := unix.Munmap(k.memory)
+	var err error
+	for _, memory := range append(k.adopted, k.memory) {
+		if memory == nil {
+			continue
+		}
+		clear(memory)
+		err = errors.Join(err, unix.Munmap(memory))
+	}
+	k.adopted = nil
 	k.memory, k.scratch, k.recovery = nil, nil, nil
 	clear(k.volumes)
 	if err != nil {

@@ -46,7 +46,7 @@ func Format(device string, l storage.LUKS, label string, key []byte) tool.Cmd {
 func Open(device, mapping string, key []byte) tool.Cmd {
 	return tool.Cmd{
 		Name:  "cryptsetup",
-		Args:  []string{"open", "--type", "luks2", "--batch-mode", "--key-file=-", device, mapping},
+		Args:  []string{"open", "--type", "luks", "--batch-mode", "--key-file=-", device, mapping},
 		Stdin: key,
 	}
 }
@@ -67,7 +67,8 @@ func Add(device string, slot int, both []byte, first int) tool.Cmd {
 	}
 }
 
-// Test tries a key on one slot and maps nothing.
+// Test tries a key on one slot, or with a negative number on all, and maps
+// nothing.
 func Test(device string, slot int, key []byte) tool.Cmd {
 	return tool.Cmd{Name: "cryptsetup", Args: test(device, slot, "-"), Stdin: key}
 }
@@ -78,7 +79,11 @@ func TestFile(device string, slot int, name string) tool.Cmd {
 }
 
 func test(device string, slot int, file string) []string {
-	return []string{"open", "--type", "luks2", "--batch-mode", "--test-passphrase", "--key-slot", strconv.Itoa(slot), "--key-file=" + file, device}
+	args := []string{"open", "--type", "luks", "--batch-mode", "--test-passphrase"}
+	if slot >= 0 {
+		args = append(args, "--key-slot", strconv.Itoa(slot))
+	}
+	return append(args, "--key-file="+file, device)
 }
 
 // Header prints a LUKS2 header's metadata as JSON; nothing in it is secret.

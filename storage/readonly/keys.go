@@ -1,6 +1,7 @@
 package readonly
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -195,6 +196,9 @@ func (a *Attached) unlock(ctx context.Context, p place) (opened bool, err error)
 	}
 	for _, k := range fitting {
 		if err = a.open(ctx, p, device, k); err == nil || !errors.Is(err, luks.ErrKey) {
+			if err == nil {
+				a.remember(p, k)
+			}
 			return err == nil, err
 		}
 	}
@@ -217,6 +221,14 @@ func (a *Attached) open(ctx context.Context, p place, device string, key []byte)
 		return err
 	}
 	return a.mapping(ctx, func() (string, error) { return dmNode(name) }, p.name+", decrypted", luks.Close(name))
+}
+
+// remember keeps the key of a volume for which that was asked.
+func (a *Attached) remember(p place, key []byte) {
+	wanted := slices.ContainsFunc(a.options.Keep, func(uuid string) bool { return strings.EqualFold(uuid, p.uuid) })
+	if wanted {
+		a.opened[strings.ToLower(p.uuid)] = Opened{Key: bytes.Clone(key), Contents: a.inside[p.name+", decrypted"]}
+	}
 }
 
 // mostTokens is how many tokens of one volume the TPM is asked for.

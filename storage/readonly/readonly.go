@@ -63,6 +63,8 @@ type Options struct {
 	// Unseal has the TPM release the key of a LUKS2 token, JSON of the type
 	// systemd-tpm2; nil where there is no TPM. The key is wiped after use.
 	Unseal func(ctx context.Context, token []byte) ([]byte, error)
+	// Keep are the UUIDs of LUKS volumes whose keys Attached.Opened gives out.
+	Keep []string
 	// Warn is told what could not be read; it may be nil.
 	Warn func(text string)
 }
@@ -84,8 +86,10 @@ type Attached struct {
 	seen    map[string]bool  // places by identity
 	loops   map[string]*loop // by region
 
-	trees []tree
-	undo  []undo
+	trees  []tree
+	inside map[string][]storage.Content // of mappings, by name
+	opened map[string]Opened            // by UUID
+	undo   []undo
 }
 
 // tree is a Tree with what its order depends on.
@@ -132,7 +136,7 @@ func Attach(ctx context.Context, runner tool.Runner, disks []storage.Disk, o Opt
 	a := &Attached{
 		options: o, runner: runner,
 		btrfs: map[string][]place{}, arrays: map[string][]member{}, volumes: map[string]place{},
-		mapped: map[string]bool{}, seen: map[string]bool{}, asked: map[string]bool{}, loops: map[string]*loop{},
+		mapped: map[string]bool{}, seen: map[string]bool{}, asked: map[string]bool{}, loops: map[string]*loop{}, inside: map[string][]storage.Content{}, opened: map[string]Opened{},
 	}
 	for _, d := range disks {
 		unreadable := slices.ContainsFunc(d.Contents, func(c storage.Content) bool { return c.Kind == storage.KindUnreadable })
@@ -171,6 +175,21 @@ func rank(t tree) int {
 		return 0
 	}
 	return 1
+}
+
+// Opened is a LUKS volume that a key file of an old tree opened.
+type Opened struct {
+	// Key is what was in the file. Whoever takes it wipes it.
+	Key []byte
+	// Contents are what lies in the volume.
+	Contents []storage.Content
+}
+
+// Opened tells of a volume in Options.Keep; ok is false when no key file opened
+// it.
+func (a *Attached) Opened(uuid string) (o Opened, ok bool) {
+	o, ok = a.opened[strings.ToLower(uuid)]
+	return o, ok
 }
 
 // Close takes everything down in reverse. Afterwards nothing of it holds a disk,
@@ -239,8 +258,8 @@ func (a *Attached) add(path string, base uint64, before string, contents []stora
 // container says whether other things lie in what is of that kind.
 func container(kind string) bool { return kind == "md" || kind == "luks" || kind == "lvm" }
 
-// look recognises what lies in r and adds it.
-func (a *Attached) look(ctx context.Context, r region, name string) {
+// look recognises what lies in r, and adds it.
+func (a *Attached) look(ctx context.Context, r region, name string) []storage.Content {
 	found := make(chan []storage.Content, 1)
 	err := within(ctx, a.options.Step, func() error {
 		f, err := os.Open(r.path)
@@ -254,9 +273,11 @@ func (a *Attached) look(ctx context.Context, r region, name string) {
 	}, func() {})
 	if err != nil {
 		a.warn("%s: %s", name, short(err))
-		return
+		return nil
 	}
-	a.add(r.path, r.offset, "", <-found)
+	contents := <-found
+	a.add(r.path, r.offset, "", contents)
+	return contents
 }
 
 // round attaches what can be attached now and reports whether there was
@@ -440,7 +461,7 @@ func (a *Attached) mapping(ctx context.Context, find func() (string, error), nam
 	if err := d.Close(); err != nil {
 		return err
 	}
-	a.look(ctx, region{node, 0, size}, name)
+	a.inside[name] = a.look(ctx, region{node, 0, size}, name)
 	return nil
 }
 

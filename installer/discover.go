@@ -50,18 +50,15 @@ func (i *installation) raiseLinks(ctx context.Context) error {
 	if !i.env.inMemory {
 		return skip{"this system runs from a disk: its links are left alone"}
 	}
+	i.listenToNeighbours()
 	i.model.Wait(progress.Links, "a link on any network interface")
 	nics, err := link.Up(ctx, i.env.sys, link.Options{})
 	for _, nic := range nics {
-		state := "no link"
-		if nic.Carrier {
-			state = "link"
-			if nic.SpeedMbps > 0 {
-				state = fmt.Sprintf("link, %d Mbit/s", nic.SpeedMbps)
-			}
-		}
-		i.model.Logf(progress.Links, "%s %s %s: %s", nic.Name, nic.MAC, nic.Driver, state)
+		i.model.Log(progress.Links, describeNIC(nic))
 		i.debugf(progress.Links, "%s: %+v", nic.Name, nic)
+	}
+	for _, unusable := range link.Unusable(i.env.sys) {
+		i.model.Warn(progress.Links, unusable.String())
 	}
 	if err == nil {
 		return nil
@@ -265,6 +262,8 @@ func (i *installation) takeInventory(ctx context.Context) error {
 			found.NICs[n].Address = i.lease.Address
 		}
 	}
+	found.UnusableNICs = link.Unusable(i.env.sys)
+	i.switches.beside(found.NICs)
 	if i.opt.driveSelector != "" {
 		i.model.Log(progress.Inventory, "running "+i.opt.driveSelector)
 		if found.Selected, err = i.selectDisks(ctx, found.Usable()); err != nil {

@@ -48,6 +48,7 @@ type installation struct {
 	configDir string  // where custom programmes find the files
 	config    config.Config
 	inventory inventory.Document
+	switches  neighbours // that were heard
 	servers   *imageServers
 	image     plan.Image
 	plan      plan.Plan

@@ -43,6 +43,23 @@ func (i *installation) publishPlan(p plan.Plan) {
 	i.published.plan.Store(&data)
 }
 
+// inventoryNow is the inventory with what was heard of switches since.
+func (i *installation) inventoryNow() []byte {
+	data := i.published.get(&i.published.inventory)()
+	if data == nil {
+		return nil
+	}
+	found, err := inventory.Parse(data)
+	if err != nil {
+		return data
+	}
+	i.switches.beside(found.NICs)
+	if now, err := found.JSON(); err == nil {
+		return now
+	}
+	return data
+}
+
 func (i *installation) publishInventory(d inventory.Document) {
 	data, err := d.JSON()
 	if err != nil {
@@ -75,7 +92,8 @@ func (i *installation) openPage(ctx context.Context, cancelAll context.CancelCau
 		Pages: status.Handler(status.Options{
 			Model:           i.model,
 			Plan:            i.published.get(&i.published.plan),
-			Inventory:       i.published.get(&i.published.inventory),
+			Inventory:       i.inventoryNow,
+			NICs:            i.currentNICs,
 			NetworkReceived: i.meter.networkReceived,
 			DiskWritten:     i.meter.diskWritten,
 			MemoryPeak:      i.meter.memoryPeak.Load,

@@ -51,6 +51,8 @@ type Document struct {
 	// (null) when there was no selector, which is not the same as none chosen.
 	Selected []string        `json:"selected"`
 	NICs     []netconfig.NIC `json:"nics"` // sorted by name
+	// UnusableNICs are network devices without an interface.
+	UnusableNICs []netconfig.UnusableNIC `json:"unusableNICs,omitempty"`
 	// Warnings are what could not be found out.
 	Warnings []string `json:"warnings,omitempty"`
 }

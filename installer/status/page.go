@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/netconfig"
 )
 
 var (
@@ -28,6 +29,7 @@ const (
 	maxTailBytes = 8 << 10
 	maxTailLines = 60
 	maxDisks     = 24
+	maxNICs      = 16
 	maxWarnings  = 8
 	maxText      = 4 << 10
 )
@@ -51,7 +53,7 @@ func newPage() *page {
 }
 
 // render writes the page for s with the end of the log.
-func (p *page) render(w io.Writer, s progress.Snapshot, log []progress.Line) error {
+func (p *page) render(w io.Writer, s progress.Snapshot, log []progress.Line, nics []netconfig.NIC) error {
 	view := struct {
 		progress.Snapshot
 		Title        string
@@ -60,8 +62,10 @@ func (p *page) render(w io.Writer, s progress.Snapshot, log []progress.Line) err
 		Script       template.JS
 		Log          []string
 		MoreDisks    int
+		NICs         []netconfig.NIC
+		MoreNICs     int
 		MoreWarnings int
-	}{Snapshot: s, Style: template.CSS(pageStyle), Script: template.JS(pageScript), Log: tail(log)}
+	}{Snapshot: s, Style: template.CSS(pageStyle), Script: template.JS(pageScript), Log: tail(log), NICs: nics}
 	view.Headline = headline(s)
 	view.Title = view.Headline
 	if s.Facts.Machine != "" {
@@ -69,6 +73,9 @@ func (p *page) render(w io.Writer, s progress.Snapshot, log []progress.Line) err
 	}
 	if n := len(s.Disks); n > maxDisks {
 		view.Disks, view.MoreDisks = s.Disks[n-maxDisks:], n-maxDisks
+	}
+	if n := len(nics); n > maxNICs {
+		view.NICs, view.MoreNICs = nics[:maxNICs], n-maxNICs
 	}
 	if n := len(s.Warnings); n > maxWarnings {
 		view.Warnings, view.MoreWarnings = s.Warnings[:maxWarnings], n-maxWarnings

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/netconfig"
 )
 
 // Options are what there is to show. Only Model is needed; functions are
@@ -26,6 +27,8 @@ type Options struct {
 	Model *progress.Model
 	// Plan and Inventory return the document as JSON, nil while there is none.
 	Plan, Inventory func() []byte
+	// NICs are the network interfaces as they are now.
+	NICs func() []netconfig.NIC
 	// NetworkReceived is in bytes, over all interfaces since boot.
 	NetworkReceived func() uint64
 	// DiskWritten is in bytes since boot, by disk name.
@@ -98,7 +101,11 @@ func (h *handler) servePage(w http.ResponseWriter, _ *http.Request) {
 	past, _, stop := h.Model.Lines()
 	stop()
 	var b bytes.Buffer
-	if err := h.page.render(&b, h.Model.Snapshot(), past); err != nil {
+	var nics []netconfig.NIC
+	if h.NICs != nil {
+		nics = h.NICs()
+	}
+	if err := h.page.render(&b, h.Model.Snapshot(), past, nics); err != nil {
 		http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
 		return
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/status"
+	"github.com/firstlight/firstlight/netconfig"
 )
 
 type noKernel struct{}
@@ -307,5 +308,22 @@ func TestTooManyFollowers(t *testing.T) {
 	}
 	if r, err := http.Get(url + "/"); err != nil || r.StatusCode != 200 {
 		t.Errorf("%v %v", r, err)
+	}
+}
+
+// The page says what is at the other end of each cable, as text.
+func TestPageShowsTheNetwork(t *testing.T) {
+	nics := func() []netconfig.NIC {
+		return []netconfig.NIC{
+			{Name: "eth0", MAC: netconfig.MAC{2}, Driver: "igb", Carrier: true, SpeedMbps: 10000, Counters: &netconfig.Counters{ReceivedBytes: 3 << 20, ReceiveErrors: 7},
+				Neighbour: &netconfig.Neighbour{Chassis: "52:54:00:00:00:99", System: "leaf<1>", Port: "Eth1/7", VLANs: []netconfig.NamedVLAN{{ID: 120, Name: "prod"}}}},
+			{Name: "eth1", MAC: netconfig.MAC{4}},
+		}
+	}
+	page := body(t, get(t, status.Handler(status.Options{Model: busy(), NICs: nics}), "GET", "/"))
+	for _, want := range []string{"eth0 02:00:00:00:00:00 igb", "10000 Mbit/s", "3.0 MiB, 7 errors", "switch leaf&lt;1&gt;, port Eth1/7, VLANs 120 prod", "eth1", "none"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %q", want)
+		}
 	}
 }

@@ -145,16 +145,17 @@ func (s *Search) look(ctx context.Context) {
 		s.interfaces[one.Interface] = a
 		s.tell()
 		if one.V4 {
-			s.running.Go(func() { s.repeat(ctx, a, s.discover4) })
+			s.running.Go(func() { s.repeat(ctx, a, s.discover4, true) })
 		}
 		if one.V6 {
-			s.running.Go(func() { s.repeat(ctx, a, s.discover6) })
+			s.running.Go(func() { s.repeat(ctx, a, s.discover6, !one.V4) })
 		}
 	}
 }
 
-// repeat asks with growing pauses until ctx ends.
-func (s *Search) repeat(ctx context.Context, a *asking, once func(context.Context, string, time.Duration) error) {
+// repeat asks with growing pauses until ctx ends. Where both families are asked
+// for, only one of them says aloud that nobody answers.
+func (s *Search) repeat(ctx context.Context, a *asking, once func(context.Context, string, time.Duration) error, aloud bool) {
 	for wait := s.options.FirstWait; ctx.Err() == nil; wait = min(2*wait, maxWait) {
 		window := jitter(wait)
 		until := time.Now().Add(window)
@@ -163,11 +164,13 @@ func (s *Search) repeat(ctx context.Context, a *asking, once func(context.Contex
 			return
 		}
 		s.mu.Lock()
-		a.n++
+		if aloud {
+			a.n++
+			a.last = err
+		}
 		answered := slices.ContainsFunc(slices.Collect(maps.Values(s.candidates)), func(c *candidate) bool { return c.Interface == a.Interface })
-		a.last = err
 		s.mu.Unlock()
-		if err != nil && !answered && a.V4 {
+		if err != nil && !answered && aloud {
 			s.options.Report(fmt.Sprintf("%s: %v", a.Interface, err))
 		}
 		// A broken link or a refusal comes back at once.

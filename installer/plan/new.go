@@ -169,6 +169,7 @@ func (d *decision) decideStorage() {
 	} else {
 		d.plan.Layout = layout
 		d.plan.Lost = append(d.plan.Lost, layout.Lost...)
+		d.plan.Kept = append(d.plan.Kept, layout.Kept...)
 		for _, s := range layout.Skipped {
 			d.plan.Kept = append(d.plan.Kept, s.Disk+": "+s.Reason)
 		}

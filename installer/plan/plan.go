@@ -72,7 +72,7 @@ type Plan struct {
 	MemoryHave uint64 `json:"memoryHave"`
 
 	// Lost has a line for each thing on a disk that will be gone, Kept one for
-	// each disk that stays as it is.
+	// each thing on these disks that stays, and for each disk that is left alone.
 	Lost     []string `json:"lost"`
 	Kept     []string `json:"kept"`
 	Warnings []string `json:"warnings"`

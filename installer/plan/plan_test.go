@@ -520,7 +520,7 @@ func TestTextNamesWhatIsLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := p.Text()
-	for _, want := range []string{"WILL BE ERASED: /dev/vda", "WILL BE ERASED: /dev/vdb (Data Disk", `lost: vda1  ext4 "accounts`, "nothing was recognised", "/var/log", "ext4, encrypted", "/dev/sda: it is connected by USB", "192.168.1.2/24", "at most"} {
+	for _, want := range []string{"WILL BE ERASED: /dev/vda", "WILL BE ERASED: /dev/vdb (Data Disk", `lost: vda1  ext4 "accounts`, "chosen by: first usable disk on the bus", "chosen by: every usable disk", "erased by: metadata", "new:  vda1                  2048-4095", "nothing was recognised", "/var/log", "ext4, encrypted", "/dev/sda: it is connected by USB", "192.168.1.2/24", "at most"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the text does not say %q", want)
 		}

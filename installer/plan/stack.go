@@ -136,13 +136,21 @@ func (t *text) made(name string, bytes uint64, p storage.Partition, lies string)
 	case lies != "":
 		fileSystem, where = "-", lies
 	case fileSystem == "":
-		fileSystem, where = "-", "(for the boot loader)"
+		fileSystem, where = "-", "(boot loader)"
 	}
 	if p.LUKS != nil {
 		fileSystem += ", encrypted"
 	}
-	t.line("  ", fmt.Sprintf("new:  %-10s %10s  %-16s %s", name, storage.Bytes(bytes), fileSystem, where))
+	head := "new: "
+	if p.Kept {
+		head = "KEPT:"
+	}
+	sectors := ""
+	if p.LastSector > 0 {
+		sectors = fmt.Sprintf("%d-%d", p.FirstSector, p.LastSector)
+	}
+	t.line("  ", fmt.Sprintf("%s %-9s %21s %9s  %-15s %s", head, name, sectors, storage.Bytes(bytes), fileSystem, where))
 	for _, s := range p.Subvolumes {
-		t.line("  ", fmt.Sprintf("      %-10s %10s  %-16s %s", "", "", "subvolume "+s.Name, s.MountPoint))
+		t.line("  ", fmt.Sprintf("      %-9s %21s %9s  %-15s %s", "", "", "", "subvolume "+s.Name, s.MountPoint))
 	}
 }

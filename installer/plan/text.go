@@ -3,6 +3,7 @@ package plan
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -79,20 +80,31 @@ func (p Plan) disk(t *text, d storage.DiskLayout, first bool) {
 	if d.Serial != "" {
 		what += ", serial " + d.Serial
 	}
-	t.line("", "WILL BE ERASED: "+d.Path+" ("+what+")")
+	title := "WILL BE ERASED: "
+	if slices.ContainsFunc(d.Partitions, func(v storage.Partition) bool { return v.Kept }) {
+		title = "WILL BE ERASED, BUT FOR WHAT IS KEPT: "
+	}
+	t.line("", title+d.Path+" ("+what+")")
+	t.line("  ", "chosen by: "+d.ChosenBy)
+	t.line("  ", "erased by: "+erasing(d))
 	if len(d.Contents) == 0 {
 		t.line("  ", "lost: nothing was recognised on it")
 	}
 	for _, c := range d.Contents {
-		lost := "lost: " + c.Where + "  " + c.Kind
+		found := "lost: "
+		if d.Keeps(c) {
+			found = "KEPT: "
+		}
+		found += c.Where + "  " + c.Kind
 		if c.Label != "" {
-			lost += " " + strconv.Quote(c.Label)
+			found += " " + strconv.Quote(c.Label)
 		}
 		if c.Size > 0 {
-			lost += ", " + storage.Bytes(c.Size)
+			found += ", " + storage.Bytes(c.Size)
 		}
-		t.line("  ", lost)
+		t.line("  ", found)
 	}
+	t.line("  ", fmt.Sprintf("      %-9s %21s %9s", "", "sectors", "size"))
 	lies := members(p.Layout)
 	for _, v := range d.Partitions {
 		t.made(storage.PartitionName(d.Name, v.Number), v.Bytes, v, lies[d.Node(v)])
@@ -101,6 +113,19 @@ func (p Plan) disk(t *text, d storage.DiskLayout, first bool) {
 		t.line("  ", "The machine will start from this disk.")
 	}
 	t.line("", "")
+}
+
+// erasing says what the erasure of a disk does and what it does not.
+func erasing(d storage.DiskLayout) string {
+	switch d.Erase {
+	case storage.EraseDiscard:
+		return "discard: the disk is told that nothing on it is needed"
+	case storage.EraseCrypto:
+		return "crypto: the disk forgets its contents by " + d.CryptoErase
+	case storage.EraseOverwrite:
+		return "overwrite: zeroes in every sector, read back"
+	}
+	return "metadata: tables, signatures, key slots; not what is in files"
 }
 
 // Text is the network for a person to read, as it stands in the plan's Text.

@@ -56,7 +56,7 @@ test-vm: setup build initramfs roots
 
 # The long series too.
 test-full: setup lint test-unit build initramfs roots
-	$(GO) test -tags full -count=1 -timeout 30m -run 'Often$$' ./imageserver/...
+	$(GO) test -tags full -count=1 -timeout 30m -run 'Often$$|Endless' ./imageserver/...
 	$(GO) test -tags full -count=1 -timeout 120m -v $(VM_TESTS)
 
 lint:

@@ -122,3 +122,24 @@ func TestRemove(t *testing.T) {
 		t.Error(entry, err, c.Len())
 	}
 }
+
+// A name is refused, or is one that is safe as a file's.
+func FuzzNames(f *testing.F) {
+	f.Add("debian/12/2026-11-20")
+	f.Add("a@sha256:0")
+	f.Add("../x")
+	f.Fuzz(func(t *testing.T, name string) {
+		bare, _, err := catalog.SplitPin(name)
+		if err != nil {
+			return
+		}
+		for element := range strings.SplitSeq(bare, "/") {
+			if element == "" || element == "." || element == ".." || strings.ContainsAny(element, ",\x00") || len(bare) > 200 {
+				t.Errorf("%q is taken", name)
+			}
+		}
+		if _, err := new(catalog.Catalog).Resolve(name); err == nil {
+			t.Error("an empty catalog has it")
+		}
+	})
+}

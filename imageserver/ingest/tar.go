@@ -29,8 +29,10 @@ const (
 	maxFile = 64 << 30
 	// maxEntries and maxBytes bound what one tar may unpack to. A manifest of so
 	// many entries would be larger than one may be.
-	maxEntries = 4_000_000
+	maxEntries = 2_000_000
 	maxBytes   = 1 << 40
+	// maxTail is how many bytes may follow a tar's end: padding, of any block size.
+	maxTail = 64 << 20
 	// maxZstdWindow is what zstd --ultra --long=27 needs, in bytes.
 	maxZstdWindow = 128 << 20
 
@@ -161,8 +163,11 @@ func eachEntry(ctx context.Context, plain io.Reader, f func(archive *tar.Reader,
 		}
 	}
 	// The checksum of the compressed stream stands at its end.
-	if _, err := io.Copy(io.Discard, counted); err != nil {
+	switch n, err := io.Copy(io.Discard, io.LimitReader(counted, maxTail+1)); {
+	case err != nil:
 		return sourceError(ctx, last, err)
+	case n > maxTail:
+		return fmt.Errorf("more than %d bytes follow the tar's end, after entry %q: %w", int64(maxTail), last, ErrSource)
 	}
 	return nil
 }

@@ -90,3 +90,28 @@ func TestNamesLast(t *testing.T) {
 		}
 	}
 }
+
+// Files of any bytes are refused, or say what their names say.
+func FuzzFiles(f *testing.F) {
+	for _, one := range []summed{
+		fileOf(catalog.Entry{Name: "a/1", Digest: object.Of(nil)}),
+		&aliasFile{Format: namesFormat, Name: "a/1", Image: "b"}, &retentionFile{Format: namesFormat, Name: "a/1", Keep: 1},
+	} {
+		data, err := encode(one)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if one, err := readImage(data, "a,1.json"); err == nil && one.Name != "a/1" {
+			t.Error(one)
+		}
+		if one, err := readAlias(data, "a,1.json"); err == nil && one.Name != "a/1" {
+			t.Error(one)
+		}
+		if one, err := readRetention(data, "a,1.json"); err == nil && (one.Name != "a/1" || one.Keep < 1) {
+			t.Error(one)
+		}
+	})
+}

@@ -191,3 +191,31 @@ func TestBombs(t *testing.T) {
 		}
 	}
 }
+
+// Whatever is offered as an object's bytes: it is refused, or it is right, the same by
+// whichever way it is verified.
+func FuzzVerify(f *testing.F) {
+	content := objecttest.Text(1, 3000)
+	info, encoded := objecttest.Encode(content)
+	f.Add(encoded, info.Size, uint8(info.Encoding), content)
+	f.Add([]byte("raw"), uint64(3), uint8(0), []byte("raw"))
+	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0, 1, 0, 0}, uint64(1)<<60, uint8(1), []byte{})
+	f.Fuzz(func(t *testing.T, encoded []byte, size uint64, encoding uint8, content []byte) {
+		info := object.Info{Digest: object.Of(content), Encoding: object.Encoding(encoding), Size: size, StoredSize: uint64(len(encoded))}
+		if info.Validate() != nil {
+			return
+		}
+		whole := zstd.Verify(info, encoded)
+		if out, err := zstd.Decode(nil, info, encoded); (err == nil) != (whole == nil) || err == nil && !bytes.Equal(out, content) {
+			t.Errorf("%v, %v", whole, err)
+		}
+		v := zstd.NewVerifier(info)
+		var err error
+		for i := 0; i < len(encoded) && err == nil; i += 7 {
+			_, err = v.Write(encoded[i:min(i+7, len(encoded))])
+		}
+		if err = errors.Join(err, v.Close()); (err == nil) != (whole == nil) {
+			t.Errorf("%v, piecewise %v", whole, err)
+		}
+	})
+}

@@ -19,8 +19,8 @@ import (
 // lowMiB is the memory of a machine that cannot hold the large image, and noise
 // what that has more than the site's own, in files that cannot be compressed.
 const (
-	lowMiB     = 640
-	noiseFiles = 60
+	lowMiB     = 512
+	noiseFiles = 25
 	noiseBytes = 10 << 20 // each
 )
 
@@ -98,7 +98,7 @@ func TestImagesLowMemory(t *testing.T) {
 	})
 	t.Run("server gone", func(t *testing.T) {
 		server := serve(t, large, storeOf(t, large))
-		relay, err := lab.NewRelay(server.Port, 300<<20, server.Kill)
+		relay, err := lab.NewRelay(server.Port, 150<<20, server.Kill)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -84,6 +84,10 @@ func tree(store memory) *image.Manifest {
 		}),
 		file("name with \n newline and \xff byte", 0o444, []byte("raw name")),
 		file("random", 0o400, random),
+		with(file("selinux", 0o644, []byte("label")), func(e *image.Entry) {
+			e.UID, e.GID = 3_000_000_000, 4_000_000_000 // more than 31 bits
+			e.Xattrs = []image.Xattr{{Name: "security.selinux", Value: []byte("system_u:object_r:etc_t:s0\x00")}}
+		}),
 		file("sparse", 0o600, sparse),
 		dir("tmp", 0o1777),
 		dir("var", 0o755),

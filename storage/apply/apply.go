@@ -86,8 +86,9 @@ type Options struct {
 const (
 	// nodeLimit is how long a partition's node may take to appear.
 	nodeLimit = 30 * time.Second
-	// closeLimit is how long cryptsetup may take to close a mapping.
-	closeLimit = 30 * time.Second
+	// closeLimit is how long cryptsetup may take to close a mapping. Half a minute
+	// was not enough on a busy host with an emulated processor.
+	closeLimit = 2 * time.Minute
 	// atOnce is how many programs run at the same time.
 	atOnce = 8
 )

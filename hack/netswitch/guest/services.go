@@ -18,30 +18,39 @@ import (
 	"github.com/pin/tftp/v3"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sync/errgroup"
 )
 
-// dns answers for the station's names, and that there are no others.
+// dns answers for the station's names, and that there are no others: on a
+// socket for each address, so that an answer comes from where it was asked.
 func (s *station) dns(*fabric) (func() error, error) {
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: 53})
-	if err != nil {
-		return nil, err
-	}
-	return func() error {
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := conn.ReadFromUDP(buf)
-			if err != nil {
-				return err
-			}
-			answer, err := s.answer(buf[:n])
-			if err != nil {
-				continue // not a question
-			}
-			if _, err := conn.WriteToUDP(answer, from); err != nil {
-				fmt.Printf("netswitch: %s: dns: %v\n", s.Name, err)
-			}
+	var group errgroup.Group
+	for _, p := range s.Addresses {
+		conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: p.Addr().AsSlice(), Port: 53})
+		if err != nil {
+			return nil, err
 		}
-	}, nil
+		group.Go(func() error { return s.answerOn(conn) })
+	}
+	return group.Wait, nil
+}
+
+// answerOn answers until the socket fails.
+func (s *station) answerOn(conn *net.UDPConn) error {
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := conn.ReadFromUDP(buf)
+		if err != nil {
+			return err
+		}
+		answer, err := s.answer(buf[:n])
+		if err != nil {
+			continue // not a question
+		}
+		if _, err := conn.WriteToUDP(answer, from); err != nil {
+			fmt.Printf("netswitch: %s: dns: %v\n", s.Name, err)
+		}
+	}
 }
 
 func (s *station) answer(question []byte) ([]byte, error) {

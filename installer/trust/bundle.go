@@ -3,6 +3,7 @@ package trust
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -153,6 +154,26 @@ func (p Policy) Admit(b Bundle, m Machine, now time.Time) error {
 		return refuse(CodeSequence, "the bundle of %s has sequence %d, and this medium wants %d at least", b.Name, b.Sequence, p.Sequence)
 	}
 	return nil
+}
+
+// Says reports whether two bundles tell a machine the same, whenever they were
+// made.
+func (b Bundle) Says(other Bundle) bool {
+	other.Format, other.Sequence, other.Signed, other.Expires = b.Format, b.Sequence, b.Signed, b.Expires
+	return reflect.DeepEqual(b, other)
+}
+
+// String names the marks for a person.
+func (b Binding) String() string {
+	var marks []string
+	for _, mark := range []struct{ name, value string }{
+		{"addresses", strings.Join(b.MACs, " ")}, {"serial", b.Serial}, {"UUID", b.UUID}, {"TPM", b.EndorsementKey},
+	} {
+		if mark.value != "" {
+			marks = append(marks, mark.name+" "+mark.value)
+		}
+	}
+	return strings.Join(marks, ", ")
 }
 
 func (b Binding) empty() bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -26,69 +27,66 @@ type Policy struct {
 // Signed reports whether only signed bundles count.
 func (p Policy) Signed() bool { return len(p.Keys) > 0 }
 
-// The files of a trust directory beside the keys. Each holds a number; where
-// one is not there, it is 1 and 0.
+// The files of a trust directory beside the keys, *.pub. Each holds a number;
+// where one is not there, it is 1 and 0.
 const (
-	thresholdFile = "threshold"
-	sequenceFile  = "sequence"
+	ThresholdFile = "threshold"
+	SequenceFile  = "sequence"
 	keySuffix     = ".pub"
 )
 
-// ReadPolicy reads a trust directory, /etc/installer/trust of a boot medium:
-// *.pub, each one Ed25519 public key as PEM (SubjectPublicKeyInfo, RFC 8410),
-// and the files threshold and sequence. A directory that is not there, or is
-// empty, is the policy that trusts nobody. Anything in it that cannot be used
-// is an error: a medium that was meant to trust somebody must not end up
-// believing everybody.
+// ReadPolicy reads a trust directory, /etc/installer/trust of a boot medium. One
+// that is not there is the policy that trusts nobody.
 func ReadPolicy(dir fs.FS) (Policy, error) {
+	files := make(map[string][]byte)
 	entries, err := fs.ReadDir(dir, ".")
-	if errors.Is(err, fs.ErrNotExist) {
-		return Policy{}, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Policy{}, refuse(CodeKeys, "reading the trust keys: %w", err)
 	}
-	if len(entries) == 0 {
-		return Policy{}, nil
-	}
-	p := Policy{Threshold: 1}
 	for _, e := range entries {
-		if path.Ext(e.Name()) == keySuffix {
-			if err := p.readKey(dir, e.Name()); err != nil {
-				return Policy{}, refuse(CodeKeys, "the trust key %s: %w", e.Name(), err)
-			}
+		if files[e.Name()], err = fs.ReadFile(dir, e.Name()); err != nil {
+			return Policy{}, refuse(CodeKeys, "reading the trust keys: %w", err)
 		}
 	}
-	threshold, err1 := readNumber(dir, thresholdFile, 1)
-	sequence, err2 := readNumber(dir, sequenceFile, 0)
+	return NewPolicy(files)
+}
+
+// NewPolicy is the policy that the files of a trust directory, by their names,
+// state: *.pub, each one Ed25519 public key as PEM (SubjectPublicKeyInfo, RFC
+// 8410), and the files threshold and sequence. No file at all is the policy
+// that trusts nobody. Anything that cannot be used is an error: a medium that
+// was meant to trust somebody must not end up believing everybody.
+func NewPolicy(files map[string][]byte) (Policy, error) {
+	if len(files) == 0 {
+		return Policy{}, nil
+	}
+	var p Policy
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if path.Ext(name) != keySuffix {
+			continue
+		}
+		key, err := ParsePublicKey(files[name])
+		if err != nil {
+			return Policy{}, refuse(CodeKeys, "the trust key %s: %w", name, err)
+		}
+		if slices.ContainsFunc(p.Keys, func(k ed25519.PublicKey) bool { return k.Equal(key) }) {
+			return Policy{}, refuse(CodeKeys, "the trust key %s is there under another name too, and one signer must not count twice", name)
+		}
+		p.Keys = append(p.Keys, key)
+	}
+	threshold, err1 := number(files, ThresholdFile, 1)
+	sequence, err2 := number(files, SequenceFile, 0)
 	if err := errors.Join(err1, err2); err != nil {
 		return Policy{}, refuse(CodeKeys, "reading whom to trust: %w", err)
 	}
-	p.Sequence = sequence
 	switch {
 	case len(p.Keys) == 0:
-		return Policy{}, refuse(CodeKeys, "the directory of trust keys has no *%s in it", keySuffix)
+		return Policy{}, refuse(CodeKeys, "there is no *%s among the trust keys", keySuffix)
 	case threshold < 1 || threshold > uint64(len(p.Keys)):
 		return Policy{}, refuse(CodeKeys, "%d signatures are asked for, and there are %d trust keys", threshold, len(p.Keys))
 	}
-	p.Threshold = int(threshold)
+	p.Threshold, p.Sequence = int(threshold), sequence
 	return p, nil
-}
-
-func (p *Policy) readKey(dir fs.FS, name string) error {
-	text, err := fs.ReadFile(dir, name)
-	if err != nil {
-		return err
-	}
-	key, err := ParsePublicKey(text)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(p.Keys, func(k ed25519.PublicKey) bool { return k.Equal(key) }) {
-		return errors.New("it is there under another name too, and one signer must not count twice")
-	}
-	p.Keys = append(p.Keys, key)
-	return nil
 }
 
 // ParsePublicKey reads one Ed25519 public key as PEM.
@@ -117,13 +115,10 @@ func FormatPublicKey(key ed25519.PublicKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
 }
 
-func readNumber(dir fs.FS, name string, absent uint64) (uint64, error) {
-	text, err := fs.ReadFile(dir, name)
-	if errors.Is(err, fs.ErrNotExist) {
+func number(files map[string][]byte, name string, absent uint64) (uint64, error) {
+	text, there := files[name]
+	if !there {
 		return absent, nil
-	}
-	if err != nil {
-		return 0, err
 	}
 	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 	if err != nil {

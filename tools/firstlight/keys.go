@@ -16,20 +16,30 @@ import (
 )
 
 func (c *common) keysCommand() *cobra.Command {
-	keys := group("keys", "The site's CA and certificates, in DIR/secrets of the site")
-	keys.AddCommand(c.keysInit(), c.keysIssue(), c.keysShow())
+	keys := group("keys", "The site's CA, certificates and signing keys, in DIR/secrets of the site")
+	keys.AddCommand(c.keysInit(), c.keysIssue(), c.keysShow(), c.keysSign(), c.keysVerify())
 	return keys
 }
 
 func (c *common) keysInit() *cobra.Command {
-	var names, addresses []string
+	var names, addresses, signers []string
 	cmd := &cobra.Command{
 		Use:   "init",
-		Short: "Make what is missing: the site's CA, the image server's certificate, an admin's certificate",
-		Long: `Make what is missing: the site's CA, the image server's certificate and an
-admin's certificate. Nothing that exists is ever replaced. The image server's
-certificate is valid for localhost, this machine's name and addresses, and
-those given.`,
+		Short: "Make what is missing: CA, certificates, a key to sign bundles with, one for recovery keys",
+		Long: `Make what is missing in the site's secrets. Nothing that exists is ever
+replaced.
+
+  CA.pem, ca-key.pem     the site's CA: both ends of every connection are checked
+                         by it. The certificate goes into boot media; the key is
+                         needed only to issue certificates
+  imageserver.pem        the image server's certificate, valid for localhost, this
+                         machine's name and addresses, and those given
+  admin.pem              what you show to servers: you may do everything
+  signers/signer.pub     boot media that have it (media --trust) believe only what
+                         signers/signer.key has signed (keys sign)
+  escrow.pub             machines encrypt their recovery keys to it (layout field
+                         RecoveryRecipients); only escrow.key opens them. Move that
+                         file to a place off line`,
 		Args: arguments(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			dir, err := c.secrets()
@@ -48,9 +58,22 @@ those given.`,
 			if err != nil {
 				return err
 			}
+			for _, signer := range signers {
+				made, err := pki.InitSigner(dir, signer)
+				if err != nil {
+					return err
+				}
+				issued = append(issued, pki.Issued{Name: "signer " + signer, Cert: made.Public, Key: made.Key, New: made.New})
+			}
+			escrow, err := pki.InitEscrow(dir)
+			if err != nil {
+				return err
+			}
+			issued = append(issued, pki.Issued{Name: "escrow", Cert: escrow.File, Key: escrow.Key, New: escrow.New})
 			return c.printIssued(issued)
 		},
 	}
+	cmd.Flags().StringSliceVar(&signers, "signer", []string{"signer"}, "`name` of a key to sign bundles with; may be repeated")
 	cmd.Flags().StringSliceVar(&names, "name", nil, "host `name` of the image server; may be repeated")
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "IP `address` of the image server; may be repeated")
 	return cmd

@@ -76,6 +76,8 @@ func (c *common) mediaInitramfs() *cobra.Command {
 	flags.StringVar(&modules, "modules", string(media.SetCommon), "`set` of kernel modules: "+strings.Join(sets, ", "))
 	flags.StringVar(&options.Files, "files", "", "`directory` of configuration files; the installer then asks no server for them")
 	flags.BoolVar(&noCA, "no-ca", false, "leave the site's CA out: the installer then speaks plain text")
+	flags.StringSliceVar(&options.Trust, "trust", nil, "public `key` of a signer (DIR/secrets/signers/NAME.pub); may be repeated. With any, the installer believes signed bundles only")
+	flags.IntVar(&options.Threshold, "threshold", 0, "how `many` of them must have signed (default 1)")
 	flags.StringVar(&cert, "installer-cert", "", "PEM `file` of the installer's own certificate")
 	flags.StringVar(&key, "installer-key", "", "PEM `file` of its private key")
 	flags.BoolVar(&options.WithIdentity, "with-identity", false, "put that private key into the medium: whoever reads the medium can pass for the machine")

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/ulikunitz/xz"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/firstlight/firstlight/installer/trust"
 	"github.com/firstlight/firstlight/uinit/modules"
 )
 
@@ -46,6 +48,11 @@ type Options struct {
 	// CA is the site's certificate authority (PEM), for /etc/ssl/CA.pem.
 	// Empty: none, and the installer speaks plain text, loudly.
 	CA string
+	// Trust are files of Ed25519 public keys (PEM), for /etc/installer/trust:
+	// with any, the installer believes nothing that their owners have not
+	// signed. Threshold is how many must have signed, 0 for one.
+	Trust     []string
+	Threshold int
 	// Cert and Key are the installer's own certificate and its private key
 	// (PEM). They are taken only together with WithIdentity: whoever can read
 	// the medium can then pass for the machine.
@@ -345,6 +352,9 @@ func siteFiles(options Options) (archive, error) {
 		}
 		files["etc/ssl/CA.pem"] = archiveFile{data, 0o644}
 	}
+	if err := addTrust(files, options.Trust, options.Threshold); err != nil {
+		return nil, err
+	}
 	switch {
 	case options.WithIdentity && (options.Cert == "" || options.Key == ""):
 		return nil, &Error{code: codeUsage, text: "an identity needs both a certificate and its key"}
@@ -363,6 +373,42 @@ func siteFiles(options Options) (archive, error) {
 		}
 	}
 	return files, nil
+}
+
+// trustDirectory is where the installer looks for whom it trusts.
+const trustDirectory = "etc/installer/trust/"
+
+// addTrust takes the signers' public keys, if the installer will be able to use
+// them.
+func addTrust(files archive, keys []string, threshold int) error {
+	if len(keys) == 0 && threshold == 0 {
+		return nil
+	}
+	policy := make(map[string][]byte)
+	for _, file := range keys {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return &Error{code: codeUsage, text: "a trust key cannot be read", err: err}
+		}
+		if strings.Contains(string(data), "PRIVATE KEY") {
+			return &Error{code: codeSecret, text: file + " is a private key; give the public one, NAME.pub"}
+		}
+		name := strings.TrimSuffix(filepath.Base(file), ".pub") + ".pub"
+		if _, taken := policy[name]; taken {
+			return &Error{code: codeUsage, text: fmt.Sprintf("two trust keys are called %s", name)}
+		}
+		policy[name] = data
+	}
+	if threshold != 0 {
+		policy[trust.ThresholdFile] = []byte(strconv.Itoa(threshold) + "\n")
+	}
+	if _, err := trust.NewPolicy(policy); err != nil {
+		return err
+	}
+	for name, data := range policy {
+		files[trustDirectory+name] = archiveFile{data, 0o644}
+	}
+	return nil
 }
 
 // addConfiguration takes every regular file of a directory.

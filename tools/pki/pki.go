@@ -18,7 +18,6 @@
 package pki
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -88,6 +87,8 @@ const (
 	CodeNoCA    = "TRU-010" // no CA, or one without its key
 	CodeExists  = "TRU-011" // a certificate of that name is there
 	CodeRequest = "TRU-012" // what is asked for makes no sense
+	// CodeNoSigner: there is no such signer, or its key cannot be used.
+	CodeNoSigner = "TRU-013"
 )
 
 // Clock says what time it is; time.Now in production.
@@ -228,7 +229,7 @@ func initCA(dir string, clock Clock, name string) (bool, error) {
 	if err := writeKey(key, private); err != nil {
 		return false, err
 	}
-	return true, writeNew(cert, 0o644, "CERTIFICATE", der)
+	return true, writePEM(cert, 0o644, "CERTIFICATE", der)
 }
 
 // Open reads the CA of a secrets directory. The error is an *Error where there
@@ -295,7 +296,7 @@ func (a *Authority) Issue(request Request) (Issued, error) {
 	if err := writeKey(files.Key, private); err != nil {
 		return files, err
 	}
-	if err := writeNew(files.Cert, 0o644, "CERTIFICATE", der); err != nil {
+	if err := writePEM(files.Cert, 0o644, "CERTIFICATE", der); err != nil {
 		return files, errors.Join(err, os.Remove(files.Key))
 	}
 	files.New = true
@@ -470,16 +471,16 @@ func writeKey(file string, key *ecdsa.PrivateKey) error {
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", file, err)
 	}
-	return writeNew(file, 0o600, "PRIVATE KEY", der)
+	return writePEM(file, 0o600, "PRIVATE KEY", der)
 }
 
-// writeNew writes a PEM file whole, or not at all, and never over another: the
+func writePEM(file string, mode fs.FileMode, kind string, der []byte) error {
+	return writeNew(file, mode, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+// writeNew writes a file whole, or not at all, and never over another: the
 // temporary file is linked to its name, which fails where the name is taken.
-func writeNew(file string, mode fs.FileMode, kind string, der []byte) (err error) {
-	var text bytes.Buffer
-	if err := pem.Encode(&text, &pem.Block{Type: kind, Bytes: der}); err != nil {
-		return fmt.Errorf("writing %s: %w", file, err)
-	}
+func writeNew(file string, mode fs.FileMode, text []byte) (err error) {
 	temporary, err := os.CreateTemp(filepath.Dir(file), ".new-*")
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", file, err)
@@ -487,7 +488,7 @@ func writeNew(file string, mode fs.FileMode, kind string, der []byte) (err error
 	defer func() {
 		err = errors.Join(err, os.Remove(temporary.Name()))
 	}()
-	if _, err = temporary.Write(text.Bytes()); err == nil {
+	if _, err = temporary.Write(text); err == nil {
 		err = temporary.Chmod(mode)
 	}
 	if err == nil {

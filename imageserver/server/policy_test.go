@@ -27,6 +27,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/object/dir"
 	"github.com/firstlight/firstlight/imageserver/server"
 	"github.com/firstlight/firstlight/proto/auth"
+	"github.com/firstlight/firstlight/proto/imageserver/bulk"
 	pb "github.com/firstlight/firstlight/proto/imageserver/v1"
 	"github.com/firstlight/firstlight/tools/pki"
 )
@@ -168,7 +169,7 @@ func serverTLS(t *testing.T, dir string, require bool) *tls.Config {
 
 // clientTLS trusts trusts and shows the certificate name of dir, also one that
 // auth.ClientTLS would refuse to load.
-func clientTLS(t *testing.T, trusts, dir, name string) credentials.TransportCredentials {
+func clientTLS(t *testing.T, trusts, dir, name string) *tls.Config {
 	t.Helper()
 	config, err := auth.ClientTLS(filepath.Join(trusts, pki.CAFile), "", "", time.Now())
 	if err != nil {
@@ -181,7 +182,7 @@ func clientTLS(t *testing.T, trusts, dir, name string) credentials.TransportCred
 		}
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
-	return credentials.NewTLS(config)
+	return config
 }
 
 // call makes an RPC with an empty request and returns its code.
@@ -229,9 +230,9 @@ func TestCallers(t *testing.T) {
 	)
 	callers := []struct {
 		name    string
-		creds   credentials.TransportCredentials
-		may     int // with client certificates optional
-		require int // with --require-client-cert
+		config  *tls.Config // nil: plaintext
+		may     int         // with client certificates optional
+		require int         // with --require-client-cert
 	}{
 		{"no certificate", clientTLS(t, ours, "", ""), reading, nothing},
 		{"certificate without a role", clientTLS(t, ours, ours, "nothing"), reading, reading},
@@ -242,7 +243,7 @@ func TestCallers(t *testing.T) {
 		{"foreign admin", clientTLS(t, ours, foreign, "admin"), nothing, nothing},
 		{"server's certificate as a client's", clientTLS(t, ours, ours, "imageserver"), nothing, nothing},
 		{"trusts another CA", clientTLS(t, foreign, ours, "admin"), nothing, nothing},
-		{"plaintext", insecure.NewCredentials(), nothing, nothing},
+		{"plaintext", nil, nothing, nothing},
 	}
 	for _, require := range []bool{false, true} {
 		address := serve(t, serverTLS(t, ours, require), false)
@@ -254,7 +255,11 @@ func TestCallers(t *testing.T) {
 				name += ", certificates required"
 			}
 			t.Run(name, func(t *testing.T) {
-				connection, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(caller.creds))
+				creds := insecure.NewCredentials()
+				if caller.config != nil {
+					creds = credentials.NewTLS(caller.config)
+				}
+				connection, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(creds))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -268,8 +273,82 @@ func TestCallers(t *testing.T) {
 					if got := !refused(code); got != (may >= need) {
 						t.Errorf("%s: %s", fullName(m), code)
 					}
+					if m.Name() != "GetObjects" {
+						continue
+					}
+					// What the RPC refuses, its way over HTTP/1.1 does, and the other
+					// way round.
+					if status := post(t, address, caller.config); (status == http.StatusOK) != !refused(code) {
+						t.Errorf("POST %s: %d, and %s: %s", bulk.Path, status, fullName(m), code)
+					}
 				}
 			})
+		}
+	}
+}
+
+// post asks for no objects over HTTP/1.1 and returns the status, 0 where there
+// is no answer.
+func post(t *testing.T, address string, config *tls.Config) int {
+	t.Helper()
+	url := "http://" + address + bulk.Path
+	if config != nil {
+		config = config.Clone()
+		url = "https://" + address + bulk.Path
+	}
+	web := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	answer, err := web.Post(url, bulk.RequestType, nil)
+	if err != nil {
+		return 0
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if answer.StatusCode == http.StatusOK && (err != nil || !bytes.Equal(body, bulk.End())) {
+		t.Errorf("%q, %v", body, err)
+	}
+	return answer.StatusCode
+}
+
+// TestPostOnly: the path is no page, and other paths take no POST.
+func TestPostOnly(t *testing.T) {
+	address := serve(t, nil, true)
+	if status := post(t, address, nil); status != http.StatusOK {
+		t.Errorf("insecure: %d", status)
+	}
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, "PRI"} {
+		request, err := http.NewRequestWithContext(t.Context(), method, "http://"+address+bulk.Path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			continue // PRI is HTTP/2's
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("%s: %s", method, answer.Status)
+		}
+	}
+	for body, want := range map[string]int{
+		"not 32 bytes": http.StatusBadRequest, strings.Repeat("x", 32*(bulk.MaxDigests+1)): http.StatusBadRequest, "": http.StatusOK,
+	} {
+		answer, err := http.Post("http://"+address+bulk.Path, bulk.RequestType, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != want {
+			t.Errorf("%d bytes: %s", len(body), answer.Status)
+		}
+	}
+	for _, path := range []string{bulk.Path + "/", bulk.Path + "/x", "/v1", "//v1/objects"} {
+		answer, err := http.Post("http://"+address+path, bulk.RequestType, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("POST %s: %s", path, answer.Status)
 		}
 	}
 }

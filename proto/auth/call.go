@@ -40,6 +40,9 @@ func NewCall(policy Policy, insecure bool, path, method string, handler http.Han
 	})}
 }
 
+// ServeHTTP decides about the caller and serves him, whatever the path.
+func (c Call) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.handler.ServeHTTP(w, r) }
+
 // callsOrPages lets POSTs to the paths of calls through to them, and GET and
 // HEAD of anything else to the pages.
 func callsOrPages(calls []Call, pages http.Handler) http.Handler {
@@ -54,7 +57,7 @@ func callsOrPages(calls []Call, pages http.Handler) http.Handler {
 				http.Error(w, "this is for programs, by POST", http.StatusMethodNotAllowed)
 				return
 			}
-			call.handler.ServeHTTP(w, r)
+			call.ServeHTTP(w, r)
 			return
 		}
 		looking.ServeHTTP(w, r)

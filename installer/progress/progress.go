@@ -129,6 +129,9 @@ type Event struct {
 	Total   uint64    `json:"total,omitempty"` // of so many, 0 where that is not known
 	Code    string    `json:"code,omitempty"`  // of the failure
 	Skipped bool      `json:"skipped,omitempty"`
+	// Objects are those of the whole installation so far, by source; only in
+	// events of stage and unpack.
+	Objects []SourceStatus `json:"objects,omitempty"`
 }
 
 // Facts say which installation this is. Empty fields are not known yet.
@@ -591,11 +594,7 @@ func (m *Model) Snapshot() Snapshot {
 	}
 	m.ratio = max(m.ratio, reached/whole)
 	s.Ratio = m.ratio
-	for _, source := range Sources() {
-		if o, ok := m.objects[source]; ok {
-			s.Objects = append(s.Objects, o)
-		}
-	}
+	s.Objects = append(s.Objects, m.sources()...)
 	for _, name := range m.diskOrder {
 		d := m.disks[name]
 		until := now
@@ -652,6 +651,9 @@ func (m *Model) change(p Phase, kind EventKind, edit func(*phase, time.Time)) {
 	edit(ph, now)
 	e := Event{Format: Format, Time: now.UTC(), Phase: p, Kind: kind, Seconds: ph.seconds(now),
 		Bytes: ph.bytes, Total: ph.total, Code: ph.code, Skipped: ph.state == Skipped}
+	if p == Stage || p == Unpack {
+		e.Objects = m.sources()
+	}
 	if kind == EventProgress { // of the past only the newest is worth keeping
 		m.events.replace(e, func(old Event) bool { return old.Phase == p && old.Kind == EventProgress })
 	} else {
@@ -661,6 +663,17 @@ func (m *Model) change(p Phase, kind EventKind, edit func(*phase, time.Time)) {
 	for _, sink := range m.sinks {
 		sink.Event(e)
 	}
+}
+
+// sources are those from which something came. m.mu is held.
+func (m *Model) sources() []SourceStatus {
+	var all []SourceStatus
+	for _, source := range Sources() {
+		if o, ok := m.objects[source]; ok {
+			all = append(all, o)
+		}
+	}
+	return all
 }
 
 // phase is p's record; a phase that is not one of Phases gets one as well,

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -260,5 +261,31 @@ func TestManyWriters(t *testing.T) {
 	}
 	if len(s.Disks) != 8 || len(s.Warnings) != 1 {
 		t.Errorf("%d disks, %d warnings", len(s.Disks), len(s.Warnings))
+	}
+}
+
+// Events of the phases that gather objects say where they came from.
+func TestEventsTellSources(t *testing.T) {
+	m := New(time.Now)
+	m.Start(Stage)
+	m.Objects(FromServer, 3, 30)
+	m.Objects(FromOldOS, 2, 20)
+	m.Done(Stage)
+	m.Start(Tools)
+	m.Done(Tools)
+	past, _, stop := m.Events()
+	defer stop()
+	var got []string
+	for _, e := range past {
+		line, err := json.Marshal(e.Objects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprintf("%s %s %s", e.Phase, e.Kind, line))
+	}
+	want := []string{"stage start null", `stage done [{"source":"server","objects":3,"bytes":30},{"source":"old_os","objects":2,"bytes":20}]`,
+		"tools start null", "tools done null"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
 	}
 }

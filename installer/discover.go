@@ -81,8 +81,8 @@ func (i *installation) readConfig(ctx context.Context) error {
 	}
 	if directory == "" {
 		err = i.configure(ctx, i.configFromNetwork)
-	} else {
-		err = i.configFromBoard(ctx, directory)
+	} else if err = i.configFromBoard(ctx, directory); err == nil {
+		err = i.useConfiguredAddress(ctx)
 	}
 	if err != nil {
 		return err
@@ -98,19 +98,15 @@ func (i *installation) readConfig(ctx context.Context) error {
 	return i.stirRandomness()
 }
 
-// configFromBoard reads the configuration in directory, and gives the machine
-// the address that it names.
+// configFromBoard reads the configuration in directory.
 func (i *installation) configFromBoard(ctx context.Context, directory string) error {
 	i.configDir = directory
-	i.model.Logf(progress.Config, "the configuration is in %s; no DHCP lease is asked for", directory)
+	i.model.Logf(progress.Config, "the configuration is in %s", directory)
 	files, err := fetch.All(ctx, fetch.Directory(directory))
 	if err != nil {
 		return err
 	}
-	if err := i.parse(files); err != nil {
-		return err
-	}
-	return i.useConfiguredAddress(ctx)
+	return i.parse(files)
 }
 
 // configFromNetwork fetches and reads the configuration through the network as
@@ -163,6 +159,7 @@ func (i *installation) filesFromNetwork(ctx context.Context, attempt attempt) (f
 		}
 		if config != nil {
 			web.Client = &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
+			i.agreeOnTimeOf(ctx, i.opt.configurationBaseURL, config)
 		}
 		web.Patience = attempt.patience()
 		source = web

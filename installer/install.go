@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -43,12 +45,10 @@ type installation struct {
 	lease     *dhcp.Lease   // nil where no lease was needed
 	nic       netconfig.NIC // over which the configuration came; empty where none is known
 	files     fetch.Files
-	timeKnown bool    // a time server has confirmed or set the clock
 	boardDir  *string // nil: not looked for yet; empty: nothing is on board
 	configDir string  // where custom programmes find the files
 	config    config.Config
 	inventory inventory.Document
-	switches  neighbours // that were heard
 	servers   *imageServers
 	image     plan.Image
 	plan      plan.Plan
@@ -62,6 +62,10 @@ type installation struct {
 	disks     *apply.Applied
 	root      *os.Root // the new root
 	by        string   // plan.Kexec or plan.Reboot: how the new system is started
+
+	switches  neighbours                // that were heard
+	timeKnown bool                      // a time server has confirmed or set the clock
+	judgedAt  atomic.Pointer[time.Time] // when certificates of servers are judged; nil: now
 }
 
 // newInstallation is an installation that has done nothing yet; its files lie

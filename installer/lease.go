@@ -104,7 +104,7 @@ func (i *installation) tryLease(ctx context.Context, lease dhcp.Lease, attempt a
 			return nil
 		}
 	}
-	i.lease, i.nic = nil, netconfig.NIC{}
+	i.lease, i.nic, i.servers = nil, netconfig.NIC{}, nil // what it named is forgotten with it
 	if leaving := link.Flush(lease.Interface); leaving != nil {
 		err = errors.Join(err, leaving)
 	}
@@ -282,10 +282,11 @@ func (i *installation) useConfiguredAddress(ctx context.Context) error {
 		if len(wanted.Addresses) == 0 {
 			continue
 		}
+		i.model.Log(progress.Config, "config.json has the machine's address: no DHCP lease is asked for")
 		return i.useConfigured(ctx, resolved, wanted)
 	}
 	if i.configDir == i.opt.tftpDirectory && !i.asksForLease() {
-		i.model.Log(progress.Config, "config.json names no address for an interface of this machine: the network is used as it is")
+		i.model.Log(progress.Config, "config.json names no address for an interface of this machine: the network is used as it is, no DHCP lease is asked for")
 		return nil
 	}
 	options := i.dhcpOptions()

@@ -58,14 +58,17 @@ func TestConfigurationOnALabelledVolumeIsReadAndTheVolumeLeftAlone(t *testing.T)
 	}
 	i, log := testInstallation(t, "-tftpDirectory="+t.TempDir())
 	withDisks(i, labelled, other)
-	files, err := i.fetchConfig(t.Context())
+	found, err := i.onBoard(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := string(files[fetch.ImageName]); got != "debian/12\n" {
+	if err := i.configFromBoard(t.Context(), found); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(i.files[fetch.ImageName]); got != "debian/12\n" {
 		t.Errorf("imagename: got %q", got)
 	}
-	if !strings.Contains(log.String(), "/dev/"+labelled) || strings.Contains(log.String(), "asking for a DHCP lease") {
+	if !strings.Contains(log.String(), "/dev/"+labelled) || strings.Contains(log.String(), "asking for a") {
 		t.Errorf("the log does not name the volume, or a lease was asked for:\n%s", log)
 	}
 	if err := i.opened.close(); err != nil {
@@ -81,7 +84,7 @@ func TestTwoLabelledVolumesAreRefused(t *testing.T) {
 	second, _ := volume(t, "FIRSTLIGHT", t.TempDir())
 	i, _ := testInstallation(t, "-tftpDirectory="+t.TempDir())
 	withDisks(i, first, second)
-	_, err := i.fetchConfig(t.Context())
+	_, err := i.onBoard(t.Context())
 	if progress.Code(err) != "CFG-021" || !strings.Contains(err.Error(), first) || !strings.Contains(err.Error(), second) {
 		t.Errorf("got %v, want CFG-021 with both volumes", err)
 	}

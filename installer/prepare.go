@@ -15,7 +15,6 @@ import (
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
-	"github.com/firstlight/firstlight/proto/auth"
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/mount"
 )
@@ -60,7 +59,12 @@ func (i *installation) connect(ctx context.Context, phase progress.Phase) error 
 	i.servers = newImageServers(addresses, func(text string) { i.model.Warn(phase, text) },
 		func(ctx context.Context, address string) (*client.Client, error) {
 			i.model.Logf(phase, "connecting to the image server %s", address)
-			return client.Dial(ctx, client.Options{Address: address, TLS: config})
+			var server *client.Client
+			err := i.agreeOnTime(ctx, address, func() (err error) {
+				server, err = client.Dial(ctx, client.Options{Address: address, TLS: config})
+				return err
+			})
+			return server, err
 		})
 	i.opened.push("the connection to the image server", i.servers.Close)
 	i.model.Wait(phase, "the image server "+strings.Join(addresses, ", "))
@@ -80,7 +84,7 @@ func (i *installation) clientTLS() (*tls.Config, error) {
 	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
 		cert, key = "", "" // reading needs none, unless the server insists
 	}
-	return auth.ClientTLS(i.env.trust.ca, cert, key, i.env.now())
+	return i.clientTLSWith(i.env.trust.ca, cert, key)
 }
 
 func (i *installation) findImage(ctx context.Context, name string) (plan.Image, error) {

@@ -26,8 +26,6 @@ type ground struct {
 	runs     int    // of each way, for a median
 	say      func(format string, args ...any)
 	site     *lab.Site // its keys
-
-	stopAll []func()
 }
 
 // prepare makes the ground; close takes it away.
@@ -126,18 +124,19 @@ func (g *ground) imageserver(ctx context.Context, data string, insecure bool) (*
 		return nil, err
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", port)
-	return g.imageserverAt(ctx, address, data, insecure, nil)
+	return g.imageserverAt(ctx, address, data, insecure, nil, func() error { return reaches(address) })
 }
 
-// imageserverAt starts one at an address; prefix is put before its command.
-func (g *ground) imageserverAt(ctx context.Context, address, data string, insecure bool, prefix []string) (*imageserver, error) {
-	args := append(prefix, g.site.Products.ImageServer, "--listen", address, "--data", data)
+// imageserverAt starts one at an address; prefix is put before its command. It
+// does not scrub: that costs the same whether anybody installs or not.
+func (g *ground) imageserverAt(ctx context.Context, address, data string, insecure bool, prefix []string, reach func() error) (*imageserver, error) {
+	args := append(prefix, g.site.Products.ImageServer, "--listen", address, "--data", data, "--scrub-rate", "0")
 	if insecure {
 		args = append(args, "--insecure")
 	} else {
 		args = append(args, "--tls-cert", g.site.Secret("imageserver.pem"), "--tls-key", g.site.Secret("imageserver-key.pem"), "--client-ca", g.site.Secret("CA.pem"))
 	}
-	d, err := start(ctx, address, g.path("imageserver.log"), exec.Command(args[0], args[1:]...))
+	d, err := start(ctx, g.path("imageserver.log"), exec.Command(args[0], args[1:]...), reach)
 	if err != nil {
 		return nil, err
 	}
@@ -162,16 +161,10 @@ http {
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
-	return start(ctx, address, g.path("nginx.said"), exec.Command("nginx", "-c", config))
+	return start(ctx, g.path("nginx.said"), exec.Command("nginx", "-c", config), func() error { return reaches(address) })
 }
 
-// defers has f called by close.
-func (g *ground) defers(f func()) { g.stopAll = append(g.stopAll, f) }
-
 func (g *ground) close() {
-	for i := len(g.stopAll) - 1; i >= 0; i-- {
-		g.stopAll[i]()
-	}
 	// What cannot be unmounted goes with the mount namespace.
 	_ = unix.Unmount(g.memory, unix.MNT_DETACH)
 	_ = os.Remove(g.memory)

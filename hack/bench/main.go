@@ -43,9 +43,12 @@ func parts() []part {
 		{"sizes", false, sizesPart},
 		{"packages", false, packagesPart},
 		{"install", true, installPart},
+		{"link", true, linkPart},
 		{"write", true, writePart},
 		{"serve", true, servePart},
+		{"reuse", true, reusePart},
 		{"scan", true, scanPart},
+		{"whole", true, wholePart},
 		{"demo", false, demoPart},
 	}
 }

@@ -45,8 +45,17 @@ type daemon struct {
 	log *os.File
 }
 
-// start starts a server and waits until it takes connections at address.
-func start(ctx context.Context, address, log string, cmd *exec.Cmd) (*daemon, error) {
+// reaches says whether a server takes connections at an address.
+func reaches(address string) error {
+	connection, err := net.DialTimeout("tcp", address, time.Second)
+	if err != nil {
+		return err
+	}
+	return connection.Close()
+}
+
+// start starts a server and waits until reach is content.
+func start(ctx context.Context, log string, cmd *exec.Cmd, reach func() error) (*daemon, error) {
 	out, err := os.Create(log)
 	if err != nil {
 		return nil, err
@@ -58,9 +67,9 @@ func start(ctx context.Context, address, log string, cmd *exec.Cmd) (*daemon, er
 	}
 	d := &daemon{proc, out}
 	for deadline := time.Now().Add(30 * time.Second); ; {
-		connection, err := net.DialTimeout("tcp", address, time.Second)
+		err := reach()
 		if err == nil {
-			return d, connection.Close()
+			return d, nil
 		}
 		select {
 		case <-proc.Done():

@@ -102,7 +102,7 @@ func (i *installation) readConfig(ctx context.Context) error {
 func (i *installation) configFromBoard(ctx context.Context, directory string) error {
 	i.configDir = directory
 	i.model.Logf(progress.Config, "the configuration is in %s", directory)
-	files, err := fetch.All(ctx, fetch.Directory(directory))
+	files, err := i.filesFrom(ctx, fetch.Directory(directory))
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (i *installation) filesFromNetwork(ctx context.Context, attempt attempt) (f
 		return i.filesFromTFTP(ctx, attempt)
 	}
 	i.model.Logf(progress.Config, "fetching from %s", source)
-	return fetch.All(ctx, source)
+	return i.filesFrom(ctx, source)
 }
 
 // filesFromTFTP asks the servers in the order in which they are named; the
@@ -183,7 +183,7 @@ func (i *installation) filesFromTFTP(ctx context.Context, attempt attempt) (fetc
 		attempt.others = attempt.others || n < len(servers)-1
 		source.Patience = attempt.patience()
 		i.model.Logf(progress.Config, "fetching from %s", source)
-		files, err := fetch.All(ctx, source)
+		files, err := i.filesFrom(ctx, source)
 		if err == nil {
 			return files, nil
 		}

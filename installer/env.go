@@ -20,6 +20,7 @@ const (
 	caFile         = "/etc/ssl/CA.pem"
 	certFile       = "/etc/ssl/installer/cert.pem"
 	keyFile        = "/etc/ssl/installer/key.pem"
+	trustDirectory = "/etc/installer/trust"
 )
 
 // env is the machine as the pipeline sees it: every seam between deciding and
@@ -29,7 +30,7 @@ type env struct {
 	now       func() time.Time
 	setClock  func(time.Time) error
 	writeRTC  func(time.Time) error
-	trust     trust
+	trust     trustFiles
 	random    io.Reader
 	tpm       string // its device
 	runner    tool.Runner
@@ -41,8 +42,11 @@ type env struct {
 	inMemory bool
 }
 
-// trust are the files that say whom the installer trusts and who it is.
-type trust struct{ ca, cert, key string }
+// trustFiles are the files that say whom the installer trusts and who it is.
+type trustFiles struct {
+	ca, cert, key string
+	keys          string // directory of those who sign bundles
+}
 
 // realEnv is the machine itself.
 func realEnv(opt options) env {
@@ -52,7 +56,7 @@ func realEnv(opt options) env {
 		now:       time.Now,
 		setClock:  setSystemClock,
 		writeRTC:  writeRTC,
-		trust:     trust{ca: caFile, cert: certFile, key: keyFile},
+		trust:     trustFiles{ca: caFile, cert: certFile, key: keyFile, keys: trustDirectory},
 		random:    rand.Reader,
 		tpm:       tpm2.Device,
 		runner:    tool.Exec{},

@@ -63,9 +63,11 @@ type installation struct {
 	root      *os.Root // the new root
 	by        string   // plan.Kexec or plan.Reboot: how the new system is started
 
-	switches  neighbours                // that were heard
-	timeKnown bool                      // a time server has confirmed or set the clock
-	judgedAt  atomic.Pointer[time.Time] // when certificates of servers are judged; nil: now
+	switches neighbours // that were heard
+	// saidUnsigned: the warning that nothing is signed has been given.
+	saidUnsigned bool
+	timeKnown    bool                      // a time server has confirmed or set the clock
+	judgedAt     atomic.Pointer[time.Time] // when certificates of servers are judged; nil: now
 }
 
 // newInstallation is an installation that has done nothing yet; its files lie

@@ -96,7 +96,7 @@ func keysOfASite(t *testing.T) (dir string) {
 }
 
 // steered serves a test installation to operators.
-func steered(t *testing.T, files trust, args ...string) (*installation, func(fingerprint string) shell.Options, *strings.Builder, <-chan error, string) {
+func steered(t *testing.T, files trustFiles, args ...string) (*installation, func(fingerprint string) shell.Options, *strings.Builder, <-chan error, string) {
 	t.Helper()
 	dir := keysOfASite(t)
 	for _, name := range []*string{&files.ca, &files.cert, &files.key} {
@@ -123,7 +123,7 @@ func steered(t *testing.T, files trust, args ...string) (*installation, func(fin
 }
 
 func TestOperatorsSteerOverTheGivenCertificateAndOverAnEphemeralOne(t *testing.T) {
-	for name, files := range map[string]trust{
+	for name, files := range map[string]trustFiles{
 		"given":     {ca: pki.CAFile, cert: "installer.pem", key: "installer-key.pem"},
 		"ephemeral": {ca: pki.CAFile, cert: "absent.pem", key: "absent-key.pem"},
 	} {
@@ -164,14 +164,14 @@ func TestOperatorsSteerOverTheGivenCertificateAndOverAnEphemeralOne(t *testing.T
 // TestEveryoneIsRefused, and the page says why.
 func TestEveryoneIsRefused(t *testing.T) {
 	for name, test := range map[string]struct {
-		files     trust
+		files     trustFiles
 		page      string
 		code, why string
 	}{
-		"no CA":                   {trust{ca: "absent.pem", cert: "absent.pem", key: "absent.pem"}, "there is no ", shell.CodeNotAllowed, "absent.pem"},
-		"no CA, a certificate":    {trust{ca: "absent.pem", cert: "installer.pem", key: "installer-key.pem"}, "there is no ", shell.CodeNotAllowed, "absent.pem"},
-		"a CA that is none":       {trust{ca: "installer-key.pem", cert: "absent.pem", key: "absent.pem"}, "holds no PEM certificate", shell.CodeNoTLS, ""},
-		"a certificate of no use": {trust{ca: pki.CAFile, cert: "installer.pem", key: pki.AdminKeyFile}, "is not used, nor another one in its place", shell.CodeNoTLS, ""},
+		"no CA":                   {trustFiles{ca: "absent.pem", cert: "absent.pem", key: "absent.pem"}, "there is no ", shell.CodeNotAllowed, "absent.pem"},
+		"no CA, a certificate":    {trustFiles{ca: "absent.pem", cert: "installer.pem", key: "installer-key.pem"}, "there is no ", shell.CodeNotAllowed, "absent.pem"},
+		"a CA that is none":       {trustFiles{ca: "installer-key.pem", cert: "absent.pem", key: "absent.pem"}, "holds no PEM certificate", shell.CodeNoTLS, ""},
+		"a certificate of no use": {trustFiles{ca: pki.CAFile, cert: "installer.pem", key: pki.AdminKeyFile}, "is not used, nor another one in its place", shell.CodeNoTLS, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i, options, _, _, _ := steered(t, test.files)
@@ -192,7 +192,7 @@ func TestEveryoneIsRefused(t *testing.T) {
 }
 
 func TestShellHoldsUpTheHandOver(t *testing.T) {
-	i, options, log, causes, _ := steered(t, trust{ca: pki.CAFile, cert: "installer.pem", key: "installer-key.pem"})
+	i, options, log, causes, _ := steered(t, trustFiles{ca: pki.CAFile, cert: "installer.pem", key: "installer-key.pem"})
 	in := make(blocking)
 	ended := make(chan error, 1)
 	go func() {

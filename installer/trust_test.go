@@ -14,7 +14,7 @@ import (
 )
 
 // writePair writes a self-signed certificate, made at a time, and its key.
-func writePair(t *testing.T, made time.Time, files trust) {
+func writePair(t *testing.T, made time.Time, files trustFiles) {
 	t.Helper()
 	pair, err := ephemeralCertificate(made)
 	if err != nil {
@@ -35,21 +35,21 @@ func writeFile(t *testing.T, name string, data []byte) {
 	}
 }
 
-func trustIn(directory string) trust {
-	return trust{filepath.Join(directory, "CA.pem"), filepath.Join(directory, "cert.pem"), filepath.Join(directory, "key.pem")}
+func trustIn(directory string) trustFiles {
+	return trustFiles{filepath.Join(directory, "CA.pem"), filepath.Join(directory, "cert.pem"), filepath.Join(directory, "key.pem"), filepath.Join(directory, "trust")}
 }
 
 func TestGivenCertificateIsUsedOrMissedAndNeverReplaced(t *testing.T) {
 	for name, test := range map[string]struct {
-		write func(trust)
+		write func(trustFiles)
 		used  bool
 	}{
-		"good":                   {func(f trust) { writePair(t, time.Now(), f) }, true},
-		"expired":                {func(f trust) { writePair(t, time.Now().AddDate(0, -1, 0), f) }, false},
-		"unreadable":             {func(f trust) { writeFile(t, f.cert, []byte("no certificate\n")); writeFile(t, f.key, nil) }, false},
-		"without a key":          {func(f trust) { writePair(t, time.Now(), f); os.Remove(f.key) }, false},
-		"a CA that is none":      {func(f trust) { writePair(t, time.Now(), f); writeFile(t, f.ca, []byte("no CA\n")) }, false},
-		"only a CA that is none": {func(f trust) { writeFile(t, f.ca, []byte("no CA\n")) }, false},
+		"good":                   {func(f trustFiles) { writePair(t, time.Now(), f) }, true},
+		"expired":                {func(f trustFiles) { writePair(t, time.Now().AddDate(0, -1, 0), f) }, false},
+		"unreadable":             {func(f trustFiles) { writeFile(t, f.cert, []byte("no certificate\n")); writeFile(t, f.key, nil) }, false},
+		"without a key":          {func(f trustFiles) { writePair(t, time.Now(), f); os.Remove(f.key) }, false},
+		"a CA that is none":      {func(f trustFiles) { writePair(t, time.Now(), f); writeFile(t, f.ca, []byte("no CA\n")) }, false},
+		"only a CA that is none": {func(f trustFiles) { writeFile(t, f.ca, []byte("no CA\n")) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i, log := testInstallation(t, "-portNum=0")
@@ -89,7 +89,7 @@ func TestWithACANothingButTLSIsSpoken(t *testing.T) {
 	if config, err := i.clientTLS(); config != nil || err == nil {
 		t.Errorf("with a CA that cannot be read: %v, %v; it must be an error, and no plain text", config, err)
 	}
-	writePair(t, time.Now(), trust{cert: i.env.trust.ca, key: filepath.Join(t.TempDir(), "key")})
+	writePair(t, time.Now(), trustFiles{cert: i.env.trust.ca, key: filepath.Join(t.TempDir(), "key")})
 	config, err := i.clientTLS()
 	if err != nil || config == nil || config.MinVersion != tls.VersionTLS13 || config.RootCAs == nil || config.InsecureSkipVerify {
 		t.Errorf("with a CA: %+v, %v", config, err)

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/firstlight/firstlight/installer/fetch"
+	"github.com/firstlight/firstlight/installer/inventory"
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/trust"
+)
+
+// filesFrom gets the configuration from a source. Where the boot medium says
+// whom to trust, it is what they have signed, and nothing else.
+func (i *installation) filesFrom(ctx context.Context, source fetch.Source) (fetch.Files, error) {
+	policy, err := trust.ReadPolicy(os.DirFS(i.env.trust.keys))
+	if err != nil {
+		return nil, err
+	}
+	if policy.Signed() {
+		return i.signedFiles(ctx, policy, source)
+	}
+	if !i.saidUnsigned {
+		i.saidUnsigned = true
+		i.model.Warn(progress.Config, "there is no trust key in "+i.env.trust.keys+" of the boot medium: the configuration is believed unsigned, whoever sends it")
+	}
+	return fetch.All(ctx, source)
+}
+
+// signedFiles gets the bundle, and makes of it the files that a boot server
+// without one would have. It is verified before it is parsed.
+func (i *installation) signedFiles(ctx context.Context, policy trust.Policy, source fetch.Source) (fetch.Files, error) {
+	raw, err := signedFile(ctx, source, trust.BundleFile)
+	if err != nil {
+		return nil, err
+	}
+	sig, err := signedFile(ctx, source, trust.SignatureFile)
+	if err != nil {
+		return nil, err
+	}
+	signers, err := policy.Verify(raw, sig)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := trust.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	// This machine's clock may be behind; what the signers knew of the time is
+	// as certain as the rest of what they say.
+	if err := policy.Admit(bundle, i.self(), latest(i.env.now(), bundle.Signed)); err != nil {
+		return nil, err
+	}
+	if i.env.inMemory {
+		moved, err := advanceClock(i.env.now(), bundle.Signed, i.env.setClock)
+		if err != nil {
+			return nil, err
+		}
+		if moved > 0 {
+			i.model.Logf(progress.Config, "the clock was %s behind the time at which the bundle was signed", moved.Round(time.Second))
+		}
+	}
+	var names []string
+	for _, s := range signers {
+		names = append(names, s.Short())
+	}
+	i.model.Logf(progress.Config, "the bundle of %s, sequence %d, is signed by %s", bundle.Name, bundle.Sequence, strings.Join(names, " and "))
+	return bundleFiles(bundle), nil
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+func signedFile(ctx context.Context, source fetch.Source, name string) ([]byte, error) {
+	data, err := source.Get(ctx, name)
+	if errors.Is(err, fetch.ErrAbsent) {
+		return nil, refuse(trust.CodeUnsigned, "%s is missing from %s, and this boot medium believes nothing that is not signed", name, source)
+	}
+	return data, err
+}
+
+// bundleFiles are a bundle's parts as the files that they stand for.
+func bundleFiles(b trust.Bundle) fetch.Files {
+	files := fetch.Files{fetch.ImageName: []byte(b.Image.String() + "\n")}
+	for name, data := range b.Files {
+		files[name] = data
+	}
+	if b.Tools != nil {
+		files[fetch.ToolsImageName] = []byte(b.Tools.String() + "\n")
+	}
+	if len(b.ImageServers) > 0 {
+		files[fetch.ImageServer] = []byte(strings.Join(b.ImageServers, "\n") + "\n")
+	}
+	if b.SiteServer != "" {
+		files[fetch.SiteServer] = []byte(b.SiteServer + "\n")
+	}
+	return files
+}
+
+// self are the marks of this machine. What cannot be read is not there, and a
+// bundle that is bound to it is refused.
+func (i *installation) self() trust.Machine {
+	found, err := inventory.Read(i.env.sys)
+	if err != nil {
+		i.model.Warn(progress.Config, fmt.Sprintf("looking at what machine this is: %v", err))
+		return trust.Machine{}
+	}
+	m := trust.Machine{Serial: found.DMI.Serial, UUID: found.DMI.UUID}
+	for _, nic := range found.NICs {
+		m.MACs = append(m.MACs, nic.MAC.String(), nic.PermanentMAC.String())
+	}
+	return m
+}

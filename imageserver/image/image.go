@@ -33,6 +33,9 @@ const (
 	// AttrKernelModules lists those of ext4, xfs, btrfs, vfat, dm-mod, dm-crypt,
 	// raid0, raid1 and raid10 that this kernel has, built in or as modules.
 	AttrKernelModules = "kernel.modules"
+	// AttrKernelNetwork lists those of 8021q, bonding and bridge that this
+	// kernel has; it is missing where nothing is known of its modules.
+	AttrKernelNetwork = "kernel.network"
 	// AttrBootloaders lists what can be installed from the image:
 	// grub-pc, grub-efi, systemd-boot, shim; shim-grub where the vendor's shim
 	// and GRUB lie in boot/efi.

@@ -100,7 +100,11 @@ func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wan
 	set(image.AttrKernelVersion, k.version)
 	set(image.AttrInitrd, k.initrd)
 
-	set(image.AttrKernelModules, strings.Join(s.kernelModules(k.version), ","))
+	modules := s.kernelModules(k.version)
+	set(image.AttrKernelModules, strings.Join(among(modules, "btrfs", "dm-crypt", "dm-mod", "ext4", "raid0", "raid1", "raid10", "vfat", "xfs"), ","))
+	if len(modules) > 0 { // an empty list says that it has none of them
+		a[image.AttrKernelNetwork] = strings.Join(among(modules, "8021q", "bonding", "bridge"), ",")
+	}
 	set(image.AttrKernelOptions, s.kernelOptions())
 	set(image.AttrBootloaders, strings.Join(s.bootloaders(), ","))
 	enabled, others := s.network()
@@ -414,9 +418,9 @@ func compareVersions(a, b string) int {
 	return 0
 }
 
-// kernelModules are the modules of interest to a storage layout that a kernel
-// has.
-func (s *scan) kernelModules(version string) []string {
+// kernelModules are the names of all modules that a kernel has, built in or
+// not, with hyphens; nil where that cannot be known.
+func (s *scan) kernelModules(version string) map[string]bool {
 	var directory string
 	for _, d := range []string{"usr/lib/modules/", "lib/modules/"} {
 		if e, found := s.m.Resolve(d + version); version != "" && found && e.Type == image.Dir {
@@ -440,13 +444,12 @@ func (s *scan) kernelModules(version string) []string {
 	for line := range strings.Lines(string(s.content(directory + "/modules.builtin"))) {
 		note(strings.TrimSpace(line))
 	}
-	var found []string
-	for _, name := range []string{"btrfs", "dm-crypt", "dm-mod", "ext4", "raid0", "raid1", "raid10", "vfat", "xfs"} {
-		if has[name] {
-			found = append(found, name)
-		}
-	}
-	return found
+	return has
+}
+
+// among are those of names that are in has, in their order.
+func among(has map[string]bool, names ...string) []string {
+	return slices.DeleteFunc(names, func(name string) bool { return !has[name] })
 }
 
 // kernelOptions are those that the image's own kernels start with. A value that

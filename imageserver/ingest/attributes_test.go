@@ -49,7 +49,8 @@ func TestAttributes(t *testing.T) {
 			regular("boot/initrd.img-6.1.0-9-amd64", "old"), regular("boot/initrd.img-6.1.0-27-amd64", "new"),
 			directory("usr/lib/modules/6.1.0-9-amd64"), directory("usr/lib/modules/6.1.0-27-amd64"),
 			regular("usr/lib/modules/6.1.0-9-amd64/xfs.ko", "x"), regular("usr/lib/modules/6.1.0-27-amd64/kernel/fs/btrfs/btrfs.ko", "x"), regular("usr/lib/modules/6.1.0-27-amd64/kernel/drivers/md/dm-mod.ko.xz", "x"),
-			regular("usr/lib/modules/6.1.0-27-amd64/modules.builtin", "kernel/fs/ext4/ext4.ko\nkernel/drivers/md/dm_crypt.ko\n"),
+			regular("usr/lib/modules/6.1.0-27-amd64/modules.builtin", "kernel/fs/ext4/ext4.ko\nkernel/drivers/md/dm_crypt.ko\nkernel/net/bridge/bridge.ko\n"),
+			regular("usr/lib/modules/6.1.0-27-amd64/kernel/drivers/net/bonding/bonding.ko.xz", "x"),
 			program("usr/sbin/grub-install", elfAMD64), regular("usr/lib/grub/i386-pc/modinfo.sh", "x"), regular("usr/lib/grub/x86_64-efi/modinfo.sh", "x"),
 			regular("etc/default/grub", "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet splash\"\nGRUB_CMDLINE_LINUX=\"\"\nGRUB_DISTRIBUTOR=`lsb_release -i`\n"),
 			regular("etc/default/grub.d/kdump.cfg", "GRUB_CMDLINE_LINUX='crashkernel=256M'\n"), regular("etc/default/grub.d/note.txt", "GRUB_CMDLINE_LINUX=no\n"),
@@ -66,7 +67,7 @@ func TestAttributes(t *testing.T) {
 		), map[string]string{
 			image.AttrArch: "amd64", image.AttrOSID: "debian", image.AttrOSVersion: "12", image.AttrOSName: "Debian GNU/Linux 12 (bookworm)",
 			image.AttrKernel: "boot/vmlinuz-6.1.0-27-amd64", image.AttrKernelVersion: "6.1.0-27-amd64", image.AttrInitrd: "boot/initrd.img-6.1.0-27-amd64",
-			image.AttrKernelModules: "btrfs,dm-crypt,dm-mod,ext4",
+			image.AttrKernelModules: "btrfs,dm-crypt,dm-mod,ext4", image.AttrKernelNetwork: "bonding,bridge",
 			image.AttrKernelOptions: "crashkernel=256M quiet splash",
 			image.AttrBootloaders:   "grub-pc,grub-efi,systemd-boot,shim", image.AttrNetwork: "ifupdown,networkd", image.AttrNetworkEnabled: "ifupdown",
 			image.AttrInitramfs: "initramfs-tools", image.AttrUnlock: "passphrase,keyfile", image.AttrCryptsetup: "usr/sbin/cryptsetup",

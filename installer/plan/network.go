@@ -24,6 +24,7 @@ func (d *decision) decideNetwork() {
 		WithoutCloudInit: attributes[image.AttrCloudInit] != "",
 	}
 	d.checkNameServers()
+	d.checkNetworkMeans()
 	d.decideProof()
 }
 

@@ -322,6 +322,20 @@ func TestRefusals(t *testing.T) {
 			func(_ *config.Config, d *inventory.Document, _ *Image) { d.MemoryAvailableBytes = 256 << 20 },
 			CodeMemory, []string{"256.0 MiB are free", "more memory"},
 		},
+		"no DHCP client": {
+			func(c *config.Config, _ *inventory.Document, _ *Image) {
+				c.Network.Entries = []netconfig.Entry{{}}
+			},
+			CodeNoClient, []string{"dhclient"},
+		},
+		"no VLANs and no bridges": {
+			func(c *config.Config, _ *inventory.Document, i *Image) {
+				i.Manifest.Attributes[image.AttrKernelNetwork] = "bonding"
+				c.Network.Entries[0].VlanTrunk = true
+				c.Network.Subnets = append(c.Network.Subnets, netconfig.Subnet{ID: "guests", Prefix: netip.MustParsePrefix("10.9.0.0/24"), Manage: true, VlanID: 9})
+			},
+			CodeNoDriver, []string{"8021q, bridge"},
+		},
 		"foreign MAC address": {
 			func(c *config.Config, _ *inventory.Document, _ *Image) { c.Network.Entries[0].MAC[5]++ },
 			"CNF-", []string{"52:54:00:12:34:57"},

@@ -26,6 +26,8 @@ const (
 	CodeUnstablePCR  = "LUK-026" // a PCR that is another after the next start
 	CodeNoRenderer   = "CNF-020" // the image does not have the network programs
 	CodeNotEnabled   = "CNF-021" // the image does not start the network programs
+	CodeNoClient     = "CNF-022" // the image cannot ask for a lease
+	CodeNoDriver     = "CNF-023" // the image's kernel lacks a module that the network needs
 )
 
 // Error is one refusal of this package.

@@ -100,6 +100,44 @@ func TestPartly(t *testing.T) {
 	}
 }
 
+// Where many files find no room, the others are not read.
+func TestPartlyStopsWhenFull(t *testing.T) {
+	tree := countedFS{fstest.MapFS{}, map[string]int{}}
+	var need []image.Object
+	var mu sync.Mutex
+	for n := range 4000 {
+		data := content(uint64(n), 500)
+		tree.FS.(fstest.MapFS)[fmt.Sprint(n)] = &fstest.MapFile{Data: data}
+		need = append(need, image.Object{Digest: object.Of(data), Size: 500})
+	}
+	locked := lockedFS{tree, &mu}
+	var log []string
+	_, missing, err := stage.Partly(t.Context(), nil, packFile(t), nil, need, stage.Options{
+		Trees: []stage.Tree{{Name: "old", Source: stage.FromOldOS, FS: locked}}, Limit: 10_000, Log: func(text string) { log = append(log, text) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(missing) < 3900 || len(missing) == 4000 || len(tree.opened) > 2000 {
+		t.Errorf("%d missing, %d files read", len(missing), len(tree.opened))
+	}
+	if text := strings.Join(log, "\n"); !strings.Contains(text, "old: left unfinished: there is no room for more") {
+		t.Errorf("the log does not say it:\n%s", text)
+	}
+}
+
+// lockedFS lets one caller at a time open a file.
+type lockedFS struct {
+	fs.FS
+	mu *sync.Mutex
+}
+
+func (l lockedFS) Open(name string) (fs.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.FS.Open(name)
+}
+
 // keeper is a sink that remembers what it was given, verified.
 type keeper struct {
 	mu   sync.Mutex
@@ -259,7 +297,9 @@ func TestRunReadsNoMoreThanItMust(t *testing.T) {
 		"small": {Data: s.objects[need[3].Digest]}, "large": {Data: s.objects[need[7].Digest]},
 		"other size": {Data: content(1, 99)}, "empty": {},
 	}, map[string]int{}}
-	_, _, err := stage.Partly(t.Context(), nil, packFile(t), nil, need, stage.Options{Trees: []stage.Tree{{Name: "old", Source: stage.FromOldOS, FS: tree}}})
+	_, _, err := stage.Partly(t.Context(), nil, packFile(t), nil, need, stage.Options{
+		Trees: []stage.Tree{{Name: "old", Source: stage.FromOldOS, FS: lockedFS{tree, &sync.Mutex{}}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,9 @@ const (
 	// of all trees together, in chunks.
 	aheadNames = 1 << 18
 	chunkNames = 128
+	// hopeless is how many objects of a tree may find no room before the rest
+	// of it is left.
+	hopeless = 1000
 )
 
 // search looks for what is wanted in all trees. Each is walked at once, which
@@ -174,7 +177,13 @@ func (w *walk) try(ctx context.Context, f file, buffer []byte) error {
 	case err == nil && took:
 		w.found.Add(1)
 	case errors.Is(err, pack.ErrFull):
-		w.noRoom.Add(1) // the server packs better than we do in a hurry, and the limit is made for that
+		// The server packs better than we do in a hurry, and the limit is made for
+		// that. Where many do not fit, memory is low and full.
+		if w.noRoom.Add(1) == hopeless {
+			err := fmt.Errorf("%w: there is no room for more", errSlow)
+			w.stop(err)
+			return err
+		}
 	case errors.Is(err, errPack):
 		return w.refused(err)
 	case err != nil:

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/export"
 	"github.com/firstlight/firstlight/imageserver/image"
+	"github.com/firstlight/firstlight/tools/bootdisk"
 )
 
 // exported is the result of image export into a file.
@@ -23,28 +25,50 @@ type exported struct {
 
 func (c *common) imageExport() *cobra.Command {
 	var format, file string
+	var disk bootable
 	cmd := &cobra.Command{
-		Use: "export NAME --file OUT", Short: "Write an image as a tar or an OCI image layout (- is stdout)", Args: arguments(1, 1),
+		Use: "export NAME --file OUT", Short: "Write an image as a tar, an OCI image layout or a bootable disk (- is stdout)", Args: arguments(1, 1),
 		Long: `Write an image as a tar of its files (--format tar), or as a tar of an OCI image
 layout (--format oci, for podman load, docker load and skopeo oci-archive:). The
 same image gives the same bytes. Extract a tar with
-	tar --xattrs --xattrs-include='*' --numeric-owner -xpf OUT`,
+	tar --xattrs --xattrs-include='*' --numeric-owner -xpf OUT
+
+--format raw and qcow2 make a disk that boots: the installer installs the image in
+a virtual machine, which needs qemu-system-x86_64, the installer's initramfs and a
+kernel for it, and takes minutes. --config DIR has files such as config.json and
+storage-layout.json for that; without them the disk has one volume, and the new
+system asks for an address by DHCP on the NIC with the address --mac.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case file == "":
 				return &usageError{"give --file OUT; - is stdout"}
-			case format != "tar" && format != "oci":
-				return &usageError{fmt.Sprintf("--format is tar or oci, not %q", format)}
+			case !slices.Contains([]string{"tar", "oci", "raw", "qcow2"}, format):
+				return &usageError{fmt.Sprintf("--format is tar, oci, raw or qcow2, not %q", format)}
+			case !slices.Contains([]string{"", firmwareBIOS, firmwareUEFI}, disk.firmware):
+				return &usageError{fmt.Sprintf("--firmware is bios or uefi, not %q", disk.firmware)}
+			case !slices.Contains([]string{"", "kvm", "tcg"}, disk.accel):
+				return &usageError{fmt.Sprintf("--accel is kvm or tcg, not %q", disk.accel)}
 			case file == "-" && terminal(c.out):
 				return &usageError{"an image is no text; give --file OUT, or pipe it somewhere"}
 			}
 			return c.connected(cmd.Context(), func(ctx context.Context, connection *client.Client) error {
+				if format == "raw" || format == "qcow2" {
+					return c.exportDisk(ctx, connection, args[0], format, file, disk)
+				}
 				return c.export(ctx, connection, args[0], format, file)
 			})
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "tar", "`format`: tar or oci")
+	cmd.Flags().StringVar(&format, "format", "tar", "`format`: tar, oci, raw or qcow2")
 	cmd.Flags().StringVar(&file, "file", "", "`file` to write; - is stdout")
+	cmd.Flags().StringVar(&disk.size, "size", "", "`size` of a disk, such as 8GiB (default: the image and some room)")
+	cmd.Flags().StringVar(&disk.base, "base", "", "`file` that make initramfs built (default build/initramfs-amd64.cpio.zst)")
+	cmd.Flags().StringVar(&disk.kernel, "kernel", "", "`directory` with vmlinuz and lib/modules for the installer (default build/kernel/amd64)")
+	cmd.Flags().StringVar(&disk.config, "config", "", "`directory` of configuration files for the installation of a disk")
+	cmd.Flags().StringVar(&disk.firmware, "firmware", "", "`firmware` that boots a disk: bios or uefi (default: what the image has a boot loader for, bios first)")
+	cmd.Flags().StringVar(&disk.accel, "accel", "", "`way` in which QEMU runs the machine: kvm or tcg (default: kvm where it works)")
+	cmd.Flags().StringVar(&disk.mac, "mac", bootdisk.DefaultMAC, "`address` of the machine's NIC, by which the new system knows it")
+	cmd.Flags().IntVar(&disk.memory, "memory", 2048, "`MiB` of memory that the machine has at least")
 	return cmd
 }
 

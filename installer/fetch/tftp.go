@@ -26,6 +26,7 @@ type TFTPSource struct {
 	dirs     []string // each ends with a slash or is empty
 	patience patience
 	answer   time.Duration // how long to wait for a packet
+	block    int           // of RFC 2348, bytes; a server may choose a smaller one
 }
 
 const (
@@ -53,7 +54,7 @@ func TFTP(server string, mac netconfig.MAC, serial string) *TFTPSource {
 	if usableAsDirectory(serial) {
 		dirs = append(dirs, serial+"/")
 	}
-	return &TFTPSource{server: server, dirs: append(dirs, ""), patience: defaultPatience(), answer: time.Second}
+	return &TFTPSource{server: server, dirs: append(dirs, ""), patience: defaultPatience(), answer: time.Second, block: blockSize}
 }
 
 // usableAsDirectory is false for serial numbers that would name something else
@@ -93,7 +94,7 @@ func (s *TFTPSource) once(ctx context.Context, path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := s.receive(ctx, address, path, blockSize)
+	data, err := s.receive(ctx, address, path, s.block)
 	var answered *serverError
 	if errors.As(err, &answered) && answered.code != errorNotFound {
 		data, err = s.receive(ctx, address, path, 0)

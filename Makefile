@@ -13,7 +13,7 @@ VM_TIMEOUT ?= 20m
 
 export CGO_ENABLED = 0
 
-.PHONY: all build initramfs rootfs roots setup demo test test-full test-unit test-vm lint generate bench clean
+.PHONY: fuzz all build initramfs rootfs roots setup demo test test-full test-unit test-vm lint generate bench clean
 
 all: build initramfs
 
@@ -57,7 +57,13 @@ test-vm: setup build initramfs roots
 # The long series too.
 test-full: setup lint test-unit build initramfs roots
 	$(GO) test -tags full -count=1 -timeout 30m -run 'Often$$|Endless' ./imageserver/...
+	$(MAKE) --no-print-directory fuzz
 	$(GO) test -tags full -count=1 -timeout 120m -v $(VM_TESTS)
+
+# What reads bytes of strangers on the network, a minute each.
+FUZZED = ./netconfig/... ./installer/fetch
+fuzz:
+	hack/fuzz -t 1m $(FUZZED)
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \

@@ -73,7 +73,11 @@ func reuseFrom(t *testing.T, disks ...string) reuse {
 	}
 	var before [][32]byte
 	for n, path := range disks {
-		c.Disks = append(c.Disks, qemu.Disk{Path: path, Serial: fmt.Sprint("old-", n)})
+		log := filepath.Join(dir, fmt.Sprint("writes-", n))
+		if err := os.WriteFile(log, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c.Disks = append(c.Disks, qemu.Disk{Path: path, Serial: fmt.Sprint("old-", n), WriteLog: log})
 		sum, err := lab.HashDisk(path)
 		if err != nil {
 			t.Fatal(err)
@@ -134,6 +138,9 @@ func reuseFrom(t *testing.T, disks ...string) reuse {
 		}
 		if after != before[n] {
 			t.Errorf("disk %d is not what it was", n)
+		}
+		if log, err := os.Stat(c.Disks[n].WriteLog); err != nil || log.Size() != 0 {
+			t.Errorf("the log of what was written to disk %d is not empty: %v, %v", n, log, err)
 		}
 	}
 	objects, bytes := r.share()

@@ -331,6 +331,16 @@ func copyFile(to, from string) error {
 	return errors.Join(err, out.Close())
 }
 
+// CopySparse copies a disk in a sparse file, holes and all, in place of what
+// was there.
+func CopySparse(to, from string) error {
+	out, err := exec.Command("cp", "--sparse=always", "--reflink=auto", "--", from, to).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("copying a disk: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
 // HashDisk is the SHA-256 of a disk in a sparse file: of everything that was
 // ever written to it, with its place (lseek(2), SEEK_DATA). A disk that zeros
 // were written to, where it had nothing before, has changed.

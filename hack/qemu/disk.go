@@ -69,6 +69,10 @@ func (d Disk) arguments(n, bootIndex int) ([]string, error) {
 	if d.SectorSize != 0 && d.SectorSize != 512 {
 		device += fmt.Sprintf(",logical_block_size=%d,physical_block_size=%d", d.SectorSize, d.SectorSize)
 	}
+	if len(d.Faults) > 0 {
+		// Where it is full QEMU would hold the machine, for a person to help.
+		device += ",werror=report"
+	}
 	for _, p := range d.Properties {
 		device += "," + p
 	}

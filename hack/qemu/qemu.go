@@ -364,6 +364,7 @@ type Writes struct {
 	Operations uint64 // write requests
 	Bytes      uint64
 	Discards   uint64 // requests to forget sectors
+	Failed     uint64 // write requests that failed
 }
 
 // None is true if the disk was asked for nothing.
@@ -381,6 +382,7 @@ func (m *Machine) Writes(ctx context.Context) ([]Writes, error) {
 			Operations uint64 `json:"wr_operations"`
 			Bytes      uint64 `json:"wr_bytes"`
 			Discards   uint64 `json:"unmap_operations"`
+			Failed     uint64 `json:"failed_wr_operations"`
 		} `json:"stats"`
 	}
 	if err := m.qmp.execute(ctx, "query-blockstats", nil, &stats); err != nil {
@@ -391,7 +393,7 @@ func (m *Machine) Writes(ctx context.Context) ([]Writes, error) {
 	for _, s := range stats {
 		for n := range all {
 			if strings.Contains("/"+s.Device+"/", "/"+diskName(n)+"/") {
-				all[n] = Writes{s.Stats.Operations, s.Stats.Bytes, s.Stats.Discards}
+				all[n] = Writes{s.Stats.Operations, s.Stats.Bytes, s.Stats.Discards, s.Stats.Failed}
 				found++
 			}
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"io"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/installer/kexec"
+	"github.com/firstlight/firstlight/installer/watchdog"
 	"github.com/firstlight/firstlight/storage/tool"
 	"github.com/firstlight/firstlight/storage/tpm2"
 )
@@ -35,8 +37,11 @@ type env struct {
 	tpm       string // its device
 	runner    tool.Runner
 	loadNext  func(kernel, initrd *os.File, commandLine string) error
+	tryNext   func(ctx context.Context, kernel, initrd kexec.Content, commandLine string) error
 	startNext func() error // returns only on failure
-	reboot    func() error // returns only on failure
+	// armWatchdog starts the hardware watchdog; disarm stops it.
+	armWatchdog func() (seconds int, disarm func() error, err error)
+	reboot      func() error // returns only on failure
 	// inMemory says whether the running system's root file-system lies in
 	// memory: the only place from which disks may be erased.
 	inMemory bool
@@ -61,9 +66,17 @@ func realEnv(opt options) env {
 		tpm:       tpm2.Device,
 		runner:    tool.Exec{},
 		loadNext:  kexec.Load,
+		tryNext:   kexec.Try,
 		startNext: kexec.Execute,
-		reboot:    rebootMachine,
-		inMemory:  rootIsInMemory(),
+		armWatchdog: func() (int, func() error, error) {
+			w, err := watchdog.Arm(watchdog.Device, opt.kexecPatience)
+			if err != nil {
+				return 0, nil, err
+			}
+			return w.Seconds, w.Disarm, nil
+		},
+		reboot:   rebootMachine,
+		inMemory: rootIsInMemory(),
 	}
 }
 

@@ -87,8 +87,7 @@ func (i *installation) letShellsEnd(ctx context.Context, limit time.Time) error 
 func (i *installation) startNewSystem() error {
 	i.opened.unwind(i.model)
 	if i.by == plan.Kexec {
-		err := i.env.startNext()
-		i.model.Warn(progress.Finish, fmt.Sprintf("%s: %v; rebooting instead", progress.Code(err), err))
+		i.startByKexec()
 	}
 	return i.env.reboot()
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/firstlight/firstlight/installer/watchdog"
 )
 
 // options are the flags, with the names of the model where it has them, and
@@ -21,6 +23,7 @@ type options struct {
 	generateMissingCert  bool
 	imageServerHostname  string
 	imageServerPatience  time.Duration
+	kexecPatience        time.Duration
 	imageServerPort      uint
 	logDebugLevel        int
 	mountPoint           string
@@ -56,6 +59,7 @@ func flagSet(opt *options) *flag.FlagSet {
 	fs.BoolVar(&opt.dryRun, "dryRun", os.Geteuid() != 0, "print the plan and change nothing")
 	fs.BoolVar(&opt.generateMissingCert, "generateMissingWebcert", true, "make a certificate for port 6978 where none is given")
 	fs.StringVar(&opt.imageServerHostname, "imageServerHostname", "", "`host` of the image server, or several with commas between, instead of the file imageserver")
+	fs.DurationVar(&opt.kexecPatience, "kexecPatience", watchdog.Patience, "how long a kernel that was started by kexec may take until the hardware watchdog resets the machine")
 	fs.DurationVar(&opt.imageServerPatience, "imageServerPatience", 10*time.Minute, "how long the image server may be away in the middle of a download")
 	fs.UintVar(&opt.imageServerPort, "imageServerPortNum", 6971, "`port` of the image server where none is named")
 	fs.IntVar(&opt.logDebugLevel, "logDebugLevel", -1, "show debug log lines up to `level`: 0 for what was found and chosen, -1 for none")

@@ -196,6 +196,9 @@ func (i *installation) commit(ctx context.Context) error {
 	if !i.env.inMemory {
 		return refuse("STO-050", "the running system's root file-system is not in memory: disks are erased from the installer's own initramfs only")
 	}
+	if err := i.tryKexec(ctx); err != nil {
+		return err
+	}
 	return i.makeKeys(ctx)
 }
 

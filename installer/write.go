@@ -28,6 +28,7 @@ func (i *installation) writeIdentity(ctx context.Context) error {
 			target.File{Path: "/etc/fstab", Mode: 0o644, Data: i.plan.Layout.Fstab()},
 			target.File{Path: "/etc/crypttab", Mode: 0o644, Data: i.plan.Layout.Crypttab()})
 		files = append(files, i.arrays()...)
+		files = append(files, i.watchdogTaker()...)
 		files = append(files, i.initrdSettings()...)
 		if err := i.writeKeys(ctx); err != nil {
 			return err
@@ -56,6 +57,16 @@ func (i *installation) arrays() []target.File {
 		file = "/etc/mdadm/mdadm.conf"
 	}
 	return []target.File{{Path: file, Mode: 0o644, Data: config}}
+}
+
+// watchdogTaker has the new system load the watchdog's driver early, which stops
+// or feeds what was armed for the hand-over. A distribution's blacklist, which
+// many have for these drivers, does not hold here (modules-load.d(5)).
+func (i *installation) watchdogTaker() []target.File {
+	if i.plan.Watchdog == "" {
+		return nil
+	}
+	return []target.File{{Path: "/etc/modules-load.d/firstlight-watchdog.conf", Mode: 0o644, Data: []byte(i.plan.Watchdog + "\n")}}
 }
 
 // freshMachineID empties a machine-id that came with the image: two machines

@@ -74,6 +74,9 @@ func (c *specCheck) stack(s *Spec) {
 	if len(s.Preserve) > 0 && (s.Mirror || s.VolumeGroup != "" || s.DataRAID != "") {
 		c.wrong("Preserve keeps volumes on partitions; with Mirror, VolumeGroup or DataRAID none would be kept")
 	}
+	if s.RequireKexec && !s.UseKexec {
+		c.wrong("RequireKexec needs UseKexec")
+	}
 	if s.Firmware != "" && s.Firmware != Both {
 		c.wrong("Firmware is %q; only %q can be asked for: what the machine has now is used otherwise", s.Firmware, Both)
 	}

@@ -14,6 +14,9 @@ type Spec struct {
 	Encrypt bool `json:"encrypt"`
 	// UseKexec asks for the hand-over by kexec. The layout does not depend on it.
 	UseKexec bool `json:"useKexec"`
+	// RequireKexec refuses the installation when the running kernel does not take
+	// the new one; without it such a machine reboots. It needs UseKexec.
+	RequireKexec bool `json:"requireKexec,omitempty"`
 	// Architecture is the GOARCH of the image, for the type of the root
 	// partition; empty means amd64.
 	Architecture string `json:"architecture,omitempty"`

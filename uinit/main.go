@@ -186,8 +186,11 @@ func openModules() (*modules.Loader, string, error) {
 
 // moduleParameters are those that this system needs.
 func moduleParameters(name string) string {
-	if name == "bonding" {
+	switch name {
+	case "bonding":
 		return "max_bonds=0" // or a bond0 of nobody's appears
+	case "watchdog":
+		return "stop_on_reboot=0" // a kernel that is started by kexec may hang
 	}
 	return ""
 }

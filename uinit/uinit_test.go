@@ -261,6 +261,9 @@ func TestModuleParameters(t *testing.T) {
 	if got := moduleParameters("bonding"); got != "max_bonds=0" {
 		t.Errorf("bonding gets %q", got)
 	}
+	if got := moduleParameters("watchdog"); got != "stop_on_reboot=0" {
+		t.Errorf("watchdog gets %q", got)
+	}
 	if got := moduleParameters("ext4"); got != "" {
 		t.Errorf("ext4 gets %q", got)
 	}

@@ -41,6 +41,7 @@ func (r *reader) layoutFile(c *Config, files map[string][]byte) {
 		ExtraMountPointsBasename: raw.ExtraMountPointsBasename.value,
 		Encrypt:                  raw.Encrypt.value,
 		UseKexec:                 raw.UseKexec.value,
+		RequireKexec:             raw.RequireKexec.value,
 	}
 	if raw.ExtraMountPointsBasename.value != "" {
 		r.mountPoint(raw.ExtraMountPointsBasename)

@@ -77,6 +77,7 @@ type rawLayoutFile struct {
 	ExtraMountPointsBasename text
 	Encrypt                  boolean
 	UseKexec                 boolean
+	RequireKexec             boolean
 
 	BootDisk  *rawSelector
 	DataDisks []rawSelector

@@ -43,6 +43,9 @@ type Document struct {
 	DMI                  DMI    `json:"dmi"`
 	// TPM is nil when the kernel has none.
 	TPM *TPM `json:"tpm"`
+	// Watchdog is the kernel module of the hardware watchdog, empty when there is
+	// none or the kernel would stop it at a reboot.
+	Watchdog string `json:"watchdog,omitempty"`
 	// Consoles are the kernel's active consoles, in the order in which they were
 	// given; the last is /dev/console.
 	Consoles []string       `json:"consoles"`

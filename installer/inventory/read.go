@@ -32,6 +32,7 @@ func Read(sys fs.FS) (Document, error) {
 	}
 	d.DMI = r.dmi()
 	d.TPM = r.tpm()
+	d.Watchdog = r.watchdog()
 	d.Consoles = strings.Fields(r.text("class/tty/console/active"))
 	d.Disks = r.disks()
 	d.NICs = r.nics()
@@ -119,6 +120,20 @@ func (r *reader) device(name string) string {
 		return ""
 	}
 	return strings.TrimPrefix(path.Join(path.Dir(name), target), "devices/")
+}
+
+// watchdog is the driver's module of the first hardware watchdog. By default the
+// kernel stops it before it goes to another one (watchdog_core.c,
+// stop_on_reboot); then it is of no use.
+func (r *reader) watchdog() string {
+	if r.text("module/watchdog/parameters/stop_on_reboot") != "0" {
+		return ""
+	}
+	module, err := fs.ReadLink(r.sys, "class/watchdog/watchdog0/device/driver/module")
+	if err != nil {
+		return ""
+	}
+	return path.Base(module)
 }
 
 // secureBoot reads the variable of UEFI 2.10, section 3.3: four bytes of

@@ -178,7 +178,8 @@ func (d *decision) decideStorage() {
 		d.decideEncryption(layout)
 	}
 	if spec.UseKexec {
-		d.plan.HandOver = Kexec
+		d.plan.HandOver, d.plan.KexecRequired = Kexec, spec.RequireKexec
+		d.decideWatchdog()
 		if d.machine.SecureBoot {
 			d.warn("Secure Boot is on: kexec works only if the image's kernel is signed with a key that this kernel trusts; if it is refused, the machine reboots into its disk")
 		}
@@ -189,7 +190,7 @@ func (d *decision) decideStorage() {
 		RootUUID:    rootUUID(layout),
 		RootOptions: d.rootOptions(layout),
 		SecureBoot:  d.machine.SecureBoot,
-		NewInitrd:   layout.NeedsInitrd(),
+		NewInitrd:   needsInitrd(layout, d.image.Manifest.Attributes),
 	})
 	if err != nil {
 		d.refusals.add(err)

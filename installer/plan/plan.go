@@ -55,6 +55,13 @@ type Plan struct {
 	Boot    boot.Choice `json:"boot"`
 	// HandOver is Kexec or Reboot.
 	HandOver string `json:"handOver"`
+	// KexecRequired refuses the installation when the running kernel does not
+	// take the new one.
+	KexecRequired bool `json:"kexecRequired,omitempty"`
+	// Watchdog is the driver of the hardware watchdog that is armed across the
+	// hand-over by kexec; empty when there is none, or when the new OS would not
+	// take it over.
+	Watchdog string `json:"watchdog,omitempty"`
 
 	// FetchObjects and FetchBytes bound what is downloaded: nothing is reused.
 	// Bytes are as they travel, compressed.

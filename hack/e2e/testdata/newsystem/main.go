@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -49,6 +50,11 @@ func start() error {
 			return err
 		}
 		fmt.Printf("NEW SYSTEM %s=%s\n", what, bytes.TrimSpace(data))
+		// Firmware names the initrd, kexec does not.
+		if what == "cmdline" && bytes.Contains(data, []byte("hang-after-kexec")) && !bytes.Contains(data, []byte("initrd=")) {
+			fmt.Println("NEW SYSTEM hangs")
+			time.Sleep(time.Hour)
+		}
 	}
 	return nil
 }

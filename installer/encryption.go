@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/target"
@@ -117,7 +118,7 @@ func (i *installation) escrow(sealed []byte) recovery.Escrow {
 // each new kernel, what opens the root file system.
 func (i *installation) initrdSettings() []target.File {
 	layout := i.plan.Layout
-	if !slices.ContainsFunc(layout.Encrypted(), func(v storage.Volume) bool { return v.MountPoint() == "/" }) || i.plan.Boot.NewInitrd != boot.Dracut {
+	if !slices.ContainsFunc(layout.Encrypted(), func(v storage.Volume) bool { return v.MountPoint() == "/" }) || i.image.Manifest.Attributes[image.AttrInitramfs] != boot.Dracut {
 		return nil // initramfs-tools looks into crypttab itself
 	}
 	modules := "crypt"

@@ -61,6 +61,9 @@ const (
 	// AttrUnlock lists how an initrd of this image can open a LUKS volume:
 	// passphrase, keyfile, tpm2, clevis.
 	AttrUnlock = "initramfs.unlock"
+	// AttrInitrdUnlock lists how the initrd of AttrInitrd itself opens a LUKS
+	// volume that the kernel's command line names: passphrase, tpm2.
+	AttrInitrdUnlock = "initrd.unlock"
 	// AttrCryptsetup is the path of the cryptsetup program.
 	AttrCryptsetup = "cryptsetup"
 	// AttrPackages is the digest of the sorted list of "name version

@@ -34,7 +34,7 @@ func wantedContent(p string) bool {
 		"etc/kernel/cmdline", "usr/lib/kernel/cmdline", "etc/default/grub":
 		return true
 	}
-	return slices.Contains(rpmDatabases(), p) || strings.HasPrefix(p, "var/lib/dpkg/status.d/") || strings.HasPrefix(p, "etc/default/grub.d/") ||
+	return slices.Contains(rpmDatabases(), p) || looksLikeInitrd(p) || strings.HasPrefix(p, "var/lib/dpkg/status.d/") || strings.HasPrefix(p, "etc/default/grub.d/") ||
 		path.Base(p) == "modules.builtin" ||
 		strings.HasPrefix(p, "var/lib/pacman/local/") && path.Base(p) == "desc"
 }
@@ -115,6 +115,7 @@ func attributes(m *image.Manifest, contents, heads map[object.Digest][]byte, wan
 	initramfs := s.initramfs()
 	set(image.AttrInitramfs, initramfs)
 	set(image.AttrUnlock, strings.Join(s.unlock(initramfs), ","))
+	set(image.AttrInitrdUnlock, strings.Join(initrdUnlock(s.content(k.initrd), s.builtIn(k.version, "dm-crypt")), ","))
 	set(image.AttrCryptsetup, s.program("cryptsetup"))
 	packages, databases := s.packages()
 	if len(packages) > 0 {
@@ -445,6 +446,13 @@ func (s *scan) kernelModules(version string) map[string]bool {
 		note(strings.TrimSpace(line))
 	}
 	return has
+}
+
+// builtIn reports whether a module is part of the kernel itself.
+func (s *scan) builtIn(version, module string) bool {
+	return slices.ContainsFunc([]string{"usr/lib/modules/", "lib/modules/"}, func(d string) bool {
+		return bytes.Contains(s.content(d+version+"/modules.builtin"), []byte("/"+module+".ko\n"))
+	})
 }
 
 // among are those of names that are in has, in their order.

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/recovery"
 )
 
 // transports that a selector can name; see storage.Disk.
@@ -113,8 +114,8 @@ func (r *reader) encryption(raw rawEncryption, encrypt bool) storage.Encryption 
 		seen[n.value] = true
 	}
 	for _, t := range raw.RecoveryRecipients {
-		if t.value != "" && !strings.HasPrefix(t.value, "age1") {
-			r.mistake(CodeValue, t.file, t.line, "%s: %.20q is not an age recipient: it begins with age1", t.path, t.value)
+		if err := recovery.CheckRecipient(t.value); t.value != "" && err != nil {
+			r.mistake(CodeValue, t.file, t.line, "%s: %v", t.path, err)
 		}
 	}
 	wrong := func(format string, args ...any) {
@@ -134,6 +135,12 @@ func (r *reader) encryption(raw rawEncryption, encrypt bool) storage.Encryption 
 	}
 	if tpm := slices.Contains(e.Unlock, storage.UnlockTPM2); !tpm && (raw.PCRs != nil || e.AllowWithoutSecureBoot) {
 		wrong(`: PCRs and AllowWithoutSecureBoot need "tpm2" in Unlock`)
+	}
+	if e.Root && !slices.Contains(e.Unlock, storage.UnlockTPM2) && !slices.Contains(e.Unlock, storage.UnlockPassphrase) {
+		wrong(`.Root needs "tpm2" or "passphrase" in Unlock: a key file for the root file system has no place that is encrypted itself`)
+	}
+	if slices.Contains(e.Unlock, storage.UnlockPassphrase) && len(raw.RecoveryRecipients) == 0 {
+		wrong(": the passphrase is the machine's recovery key, and without RecoveryRecipients nobody would know it")
 	}
 	if e.RecoveryRequired && len(e.RecoveryRecipients) == 0 {
 		wrong(": RecoveryRequired needs RecoveryRecipients")

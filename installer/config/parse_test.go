@@ -271,11 +271,13 @@ func TestMistakes(t *testing.T) {
 		"empty rule":          {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Erase": ""}`), CodeValue, `storage-layout.json:1: Erase: "" is not possible: have "metadata", "discard", "crypto", "overwrite"`},
 		"kept twice":          {layout("{\"BootDriveLayout\": [{\"MountPoint\": \"/\"}], \"Preserve\": [\"home\",\n\"home\"]}"), CodeDuplicate, `storage-layout.json:2: Preserve[1]: "home" stands in the list already`},
 		"one firmware":        {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Firmware": "uefi"}`), CodeValue, `storage-layout.json:1: Firmware: "uefi" is not possible: have "both"`},
-		"plain encryption":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encryption": {"Root": true}}`), CodeValue, `storage-layout.json:1: Encryption needs "Encrypt": true`},
+		"plain encryption":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encryption": {"RecoveryRecipients": []}}`), CodeValue, `storage-layout.json:1: Encryption needs "Encrypt": true`},
 		"no such key":         {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"Unlock": ["tpm"]}}`), CodeValue, `storage-layout.json:1: Encryption.Unlock[0]: "tpm" is not possible: have "keyfile", "tpm2", "passphrase": did you mean "tpm2"?`},
 		"no such PCR":         {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"Unlock": ["tpm2"], "PCRs": [24]}}`), CodeValue, "storage-layout.json:1: Encryption.PCRs[0]: a TPM has the PCRs 0 to 23, not 24"},
 		"PCRs of nothing":     {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"PCRs": [7]}}`), CodeValue, `storage-layout.json:1: Encryption: PCRs and AllowWithoutSecureBoot need "tpm2" in Unlock`},
-		"no age recipient":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"RecoveryRecipients": ["ssh-ed25519 AAAA"]}}`), CodeValue, `storage-layout.json:1: Encryption.RecoveryRecipients[0]: "ssh-ed25519 AAAA" is not an age recipient: it begins with age1`},
+		"no age recipient":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"RecoveryRecipients": ["ssh-ed25519 AAAA"]}}`), CodeValue, `storage-layout.json:1: Encryption.RecoveryRecipients[0]: "ssh-ed25519 "… is not an age recipient: age-keygen(1) prints them, they begin with age1`},
+		"root by key file":    {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"Root": true}}`), CodeValue, `storage-layout.json:1: Encryption.Root needs "tpm2" or "passphrase" in Unlock: a key file for the root file system has no place that is encrypted itself`},
+		"nobody's passphrase": {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"Unlock": ["passphrase"]}}`), CodeValue, "storage-layout.json:1: Encryption: the passphrase is the machine's recovery key, and without RecoveryRecipients nobody would know it"},
 		"recovery by nobody":  {layout(`{"BootDriveLayout": [{"MountPoint": "/"}], "Encrypt": true, "Encryption": {"RecoveryRequired": true}}`), CodeValue, "storage-layout.json:1: Encryption: RecoveryRequired needs RecoveryRecipients"},
 		"reserved":            {layout(`{"BootDriveLayout": [{"MountPoint": "/", "ReservedBlocksPercentage": 51}]}`), CodeValue, "storage-layout.json:1: BootDriveLayout[0].ReservedBlocksPercentage: at most 50, not 51"},
 		"two lines":           {file(ToolsImageFile, "a\nb\n"), CodeSyntax, "tools-imagename:2: a second line follows line 1: the file has one"},
@@ -395,7 +397,7 @@ func TestLayoutExtensions(t *testing.T) {
   "BootDisk": {"Serial": "S1", "WWN": "naa.5000", "Model": "SAMSUNG*", "Transport": "nvme", "MinimumBytes": 1, "MaximumBytes": 2, "Path": "/dev/disk/by-path/pci-*", "Smallest": true},
   "DataDisks": [{"Largest": true}, {"First": true}],
   "Overwrite": "own", "Preserve": ["home", "data-0"], "Erase": "crypto", "Mirror": true, "VolumeGroup": "vg0", "DataRAID": "raid10", "Firmware": "both",
-  "Encryption": {"Root": true, "Unlock": ["tpm2", "passphrase"], "PCRs": [7, 11], "RecoveryRecipients": ["age1x"], "RecoveryRequired": true, "AllowWithoutSecureBoot": true}}`),
+  "Encryption": {"Root": true, "Unlock": ["tpm2", "passphrase"], "PCRs": [7, 11], "RecoveryRecipients": ["age1gdrpuawclwlpw25el7tpxvan2lz80gewj53zamcmvyevy6txvc0qhehwas"], "RecoveryRequired": true, "AllowWithoutSecureBoot": true}}`),
 	}, DefaultPort)
 	if err != nil {
 		t.Fatal(err)
@@ -412,7 +414,7 @@ func TestLayoutExtensions(t *testing.T) {
 		Erase:     storage.EraseCrypto,
 		Mirror:    true, VolumeGroup: "vg0", DataRAID: storage.RAID10,
 		Firmware:   storage.Both,
-		Encryption: storage.Encryption{Root: true, Unlock: []storage.Unlock{"tpm2", "passphrase"}, PCRs: []uint{7, 11}, RecoveryRecipients: []string{"age1x"}, RecoveryRequired: true, AllowWithoutSecureBoot: true},
+		Encryption: storage.Encryption{Root: true, Unlock: []storage.Unlock{"tpm2", "passphrase"}, PCRs: []uint{7, 11}, RecoveryRecipients: []string{"age1gdrpuawclwlpw25el7tpxvan2lz80gewj53zamcmvyevy6txvc0qhehwas"}, RecoveryRequired: true, AllowWithoutSecureBoot: true},
 	}
 	if d := cmp.Diff(want, c.Storage); d != "" {
 		t.Errorf("-want +got:\n%s", d)

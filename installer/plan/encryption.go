@@ -140,6 +140,26 @@ func (d *decision) checkRootUnlock(l storage.LUKS) {
 	d.refuse(CodeRootUnlock, "the layout wants the root file system opened by %s, and the initramfs of image %s (%s) cannot do that: %s, or choose another way in Encryption.Unlock", l.Unlock, d.image.Name, program, advice)
 }
 
+// needsInitrd says that the image's own initrd would not find the root file system
+// of the layout. One of systemd's that opens encrypted volumes by the kernel's
+// words needs nothing of the machine in it.
+func needsInitrd(layout storage.Layout, attributes map[string]string) bool {
+	if !layout.NeedsInitrd() {
+		return false
+	}
+	for _, v := range layout.Mounts() {
+		p := v.Partition
+		if v.MountPoint() != "/" && v.MountPoint() != "/usr" || p.Number != 0 && p.LUKS == nil {
+			continue
+		}
+		known := strings.Split(attributes[image.AttrInitrdUnlock], ",")
+		if v.MountPoint() == "/usr" || p.Number == 0 || !slices.Contains(known, string(p.LUKS.Unlock)) {
+			return true
+		}
+	}
+	return false
+}
+
 // libraries that systemd-cryptsetup loads to speak to a TPM (dlopen(3)).
 var tpmLibraries = []string{"libtss2-esys.so.0", "libtss2-tcti-device.so.0"}
 

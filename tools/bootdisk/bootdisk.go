@@ -77,7 +77,7 @@ type Options struct {
 	Accel string
 	// CommandLine is put behind the kernel's command line.
 	CommandLine string
-	// Said is told each line of the console, from one goroutine.
+	// Said is told what the installer says, a line each, from one goroutine.
 	Said func(line string)
 }
 
@@ -187,8 +187,10 @@ func (w *watch) read(console io.Reader) error {
 		line := strings.TrimRight(lines.Text(), "\r")
 		w.last = append(w.last, line)
 		w.last = w.last[max(0, len(w.last)-20):]
-		w.options.Said(line)
-		w.spoke = w.spoke || installerLine.MatchString(line)
+		if installerLine.MatchString(line) { // the kernel's own have six decimals
+			w.spoke = true
+			w.options.Said(line)
+		}
 		w.handedOver = w.handedOver || handOverLine.MatchString(line)
 		if w.spoke {
 			w.timer.Reset(silence)

@@ -217,12 +217,23 @@ func printAttributes(w io.Writer, attributes map[string]string) {
 			value = "none found"
 		}
 		fmt.Fprintf(w, "%s\t%s\n", one.label, value)
+		if one.key == image.AttrUnlock {
+			fmt.Fprintf(w, "TPM\t%s\n", tpmText(attributes))
+		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(attributes)) {
 		if !shown[key] {
 			fmt.Fprintf(w, "%s\t%s\n", key, attributes[key])
 		}
 	}
+}
+
+// tpmText says whether an initramfs of the image can open volumes by TPM.
+func tpmText(attributes map[string]string) string {
+	if slices.Contains(strings.Split(attributes[image.AttrUnlock], ","), "tpm2") {
+		return "its initramfs can open encrypted volumes by TPM 2.0"
+	}
+	return "its initramfs cannot open encrypted volumes by TPM"
 }
 
 func (c *common) imageList() *cobra.Command {

@@ -35,6 +35,7 @@ type bootable struct {
 	config   string
 	firmware string
 	accel    string
+	network  bool
 	mac      string
 	memory   int
 }
@@ -88,7 +89,10 @@ func (c *common) exportDisk(ctx context.Context, connection *client.Client, name
 		Kernel: kernel, Initramfs: initramfs, Disk: raw, Bytes: disk, UEFI: uefi, MAC: b.mac, Accel: b.accel,
 		// The machine keeps the packed objects in memory while it installs.
 		MemoryMiB: max(b.memory, 1536+int(stored>>20)*5/4),
-		Said:      func(line string) { c.sayPhase(line) },
+		Said:      func(line string) { c.note("  %s", line) },
+	}
+	if !b.network {
+		options.CommandLine = "installer.skipNetwork"
 	}
 	c.note("installing %s in a virtual machine; this takes minutes", found.Name)
 	if err := bootdisk.Make(ctx, options); err != nil {
@@ -132,17 +136,6 @@ func copyTo(w io.Writer, name string) error {
 	}
 	_, err = io.Copy(w, f)
 	return errors.Join(err, f.Close())
-}
-
-// sayPhase passes on what the installer says of its phases.
-func (c *common) sayPhase(line string) {
-	if strings.HasPrefix(line, "[") {
-		if _, text, ok := strings.Cut(line, "] "); ok {
-			if phase, _, ok := strings.Cut(text, ":"); ok && strings.Trim(phase, "abcdefghijklmnopqrstuvwxyz") == "" {
-				c.note("  %s", text)
-			}
-		}
-	}
 }
 
 // uefi says which firmware the disk is for. An image that has no boot loader for it

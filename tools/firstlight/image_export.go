@@ -36,8 +36,8 @@ same image gives the same bytes. Extract a tar with
 --format raw and qcow2 make a disk that boots: the installer installs the image in
 a virtual machine, which needs qemu-system-x86_64, the installer's initramfs and a
 kernel for it, and takes minutes. --config DIR has files such as config.json and
-storage-layout.json for that; without them the disk has one volume, and the new
-system asks for an address by DHCP on the NIC with the address --mac.`,
+storage-layout.json for that; without them the disk has one volume. The network
+stays as the image has it, unless --network says that it becomes that of config.json.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case file == "":
@@ -67,7 +67,8 @@ system asks for an address by DHCP on the NIC with the address --mac.`,
 	cmd.Flags().StringVar(&disk.config, "config", "", "`directory` of configuration files for the installation of a disk")
 	cmd.Flags().StringVar(&disk.firmware, "firmware", "", "`firmware` that boots a disk: bios or uefi (default: what the image has a boot loader for, bios first)")
 	cmd.Flags().StringVar(&disk.accel, "accel", "", "`way` in which QEMU runs the machine: kvm or tcg (default: kvm where it works)")
-	cmd.Flags().StringVar(&disk.mac, "mac", bootdisk.DefaultMAC, "`address` of the machine's NIC, by which the new system knows it")
+	cmd.Flags().BoolVar(&disk.network, "network", false, "write the network files of config.json into a disk, for the NIC of --mac")
+	cmd.Flags().StringVar(&disk.mac, "mac", bootdisk.DefaultMAC, "`address` of the virtual machine's NIC, by which a disk with --network knows it")
 	cmd.Flags().IntVar(&disk.memory, "memory", 2048, "`MiB` of memory that the machine has at least")
 	return cmd
 }

@@ -3,14 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -289,4 +293,74 @@ func TestServerDiesDuringAdd(t *testing.T) {
 		t.Errorf("the image is there: exit %d", code)
 	}
 	l.must(t, "image", "add", "a/1", root, "--quiet")
+}
+
+// TestUploadResumes: an upload that was cut off in its middle goes on where it was;
+// what was durable is not sent again.
+func TestUploadResumes(t *testing.T) {
+	l := newLab(t)
+	root := tree(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range 30 {
+		noise := make([]byte, 5<<20)
+		for j := 0; j < len(noise); j += 8 {
+			binary.LittleEndian.PutUint64(noise[j:], random.Uint64())
+		}
+		if err := os.WriteFile(filepath.Join(root, "usr", fmt.Sprintf("noise%d", i)), noise, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const cut = 110 << 20 // of 150 MiB, behind the first batch of 64 MiB
+	relay := cutAfter(t, l.address, cut)
+	if _, stderr, code := l.run(t, "image", "add", "a/1", root, "--quiet", "--imageserver", relay); code != exitUnreachable {
+		t.Fatalf("exit %d:\n%s", code, stderr)
+	}
+	var result struct{ SharedBytes, NewBytes uint64 }
+	if err := json.Unmarshal([]byte(l.must(t, "image", "add", "a/1", root, "--quiet", "--json")), &result); err != nil {
+		t.Fatal(err)
+	}
+	if result.SharedBytes < 60<<20 || result.NewBytes > 90<<20 {
+		t.Errorf("%d bytes were there, %d were sent again", result.SharedBytes, result.NewBytes)
+	}
+}
+
+// cutAfter relays to an address, and cuts everything once so many bytes have gone
+// there.
+func cutAfter(t *testing.T, address string, bytes int64) string {
+	t.Helper()
+	relay, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = relay.Close() }) // it may be closed already
+	var gone atomic.Int64
+	go func() {
+		for {
+			from, err := relay.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", address)
+			if err != nil {
+				return
+			}
+			go io.Copy(from, to)
+			go func() {
+				defer to.Close()
+				defer from.Close()
+				buffer := make([]byte, 64<<10)
+				for {
+					n, err := from.Read(buffer)
+					if err != nil || gone.Add(int64(n)) > bytes {
+						relay.Close()
+						return
+					}
+					if _, err := to.Write(buffer[:n]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return relay.Addr().String()
 }

@@ -278,10 +278,7 @@ func (i *installation) useConfiguredAddress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, wanted := range resolved.Interfaces {
-		if len(wanted.Addresses) == 0 {
-			continue
-		}
+	if wanted, ok := outward(resolved); ok {
 		i.model.Log(progress.Config, "config.json has the machine's address: no DHCP lease is asked for")
 		return i.useConfigured(ctx, resolved, wanted)
 	}
@@ -296,6 +293,17 @@ func (i *installation) useConfiguredAddress(ctx context.Context) error {
 		}
 	}
 	return i.search(ctx, options, func(context.Context, attempt) error { return nil })
+}
+
+// outward is the interface of the default route, or the first that has an
+// address; ok is false where none has.
+func outward(c netconfig.Config) (wanted netconfig.Interface, ok bool) {
+	for _, one := range c.Interfaces {
+		if len(one.Addresses) > 0 && (!ok || one.Gateway.IsValid() && !wanted.Gateway.IsValid()) {
+			wanted, ok = one, true
+		}
+	}
+	return wanted, ok
 }
 
 // asksForLease says that the kernel command line wants a lease on any NIC.

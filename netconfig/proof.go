@@ -1,8 +1,10 @@
 package netconfig
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Segment is one network that the installed system will be in, as it can be
@@ -24,6 +26,19 @@ type Segment struct {
 	Routes []Route `json:"routes,omitempty"`
 	// DNS are the servers that are reached through it.
 	DNS []netip.Addr `json:"dns,omitempty"`
+}
+
+// Where names the segment for people: "on VLAN 120 via eth1", "via the bond of
+// eth1, eth2".
+func (s Segment) Where() string {
+	via := "via " + strings.Join(s.Ports, ", ")
+	if s.Bond != nil {
+		via = "via the bond of " + strings.Join(s.Ports, ", ")
+	}
+	if s.VLANID == 0 {
+		return via
+	}
+	return fmt.Sprintf("on VLAN %d %s", s.VLANID, via)
 }
 
 // Segments are the networks of c, which Resolve has made of spec. One that asks

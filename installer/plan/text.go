@@ -179,6 +179,15 @@ func (n Network) write(t *text) {
 	if len(names) > 0 {
 		t.field("", "DNS "+strings.Join(names, " "), prefixed("search ", strings.Join(n.Search, " ")))
 	}
+	title = "Proof"
+	for _, s := range n.Prove {
+		var gateways []string
+		for _, gateway := range s.Gateways {
+			gateways = append(gateways, gateway.String())
+		}
+		t.field(title, "before any change: "+s.Where(), prefixed("gateway ", strings.Join(gateways, " ")))
+		title = ""
+	}
 }
 
 // text is lines of limited width.

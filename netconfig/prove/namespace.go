@@ -144,7 +144,7 @@ func (n *namespace) tentative(link netlink.Link, s netconfig.Segment) (bool, err
 		address, _ := netip.AddrFromSlice(a.IP)
 		ours := slices.ContainsFunc(s.Addresses, func(p netip.Prefix) bool { return p.Addr() == address })
 		if a.Flags&unix.IFA_F_DADFAILED != 0 && ours {
-			return false, netconfig.NewError(CodeDuplicate, "the address %s is in use by another machine %s", address, where(s))
+			return false, netconfig.NewError(CodeDuplicate, "the address %s is in use by another machine %s", address, s.Where())
 		}
 		waiting = waiting || ours && a.Flags&unix.IFA_F_TENTATIVE != 0
 	}

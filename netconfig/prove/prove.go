@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -114,18 +113,6 @@ func (t *trial) run(ctx context.Context) error {
 	return nil
 }
 
-// where names a segment for people: "VLAN 120 via bond0 (eth1, eth2)".
-func where(s netconfig.Segment) string {
-	via := strings.Join(s.Ports, ", ")
-	if s.Bond != nil {
-		via = "the bond of " + via
-	}
-	if s.VLANID == 0 {
-		return "via " + via
-	}
-	return fmt.Sprintf("on VLAN %d via %s", s.VLANID, via)
-}
-
 // try asks on one segment. Name servers, the image server and large packets
 // need an address of the machine there.
 func (t *trial) try(ctx context.Context, s netconfig.Segment) error {
@@ -161,7 +148,7 @@ func (t *trial) try(ctx context.Context, s netconfig.Segment) error {
 }
 
 func setUp(s netconfig.Segment, err error) error {
-	return netconfig.NewError(CodeSetUp, "trying the network %s: %w", where(s), err)
+	return netconfig.NewError(CodeSetUp, "trying the network %s: %w", s.Where(), err)
 }
 
 // ask looks at the neighbours through device and then, where the machine has an
@@ -204,7 +191,7 @@ func (t *trial) neighbours(ctx context.Context, s netconfig.Segment, device stri
 			err = errors.New("it is this machine itself that answers")
 		default:
 			found = append(found, gateway)
-			t.Report(fmt.Sprintf("gateway %s (%s) answers %s", gateway, hardware, where(s)))
+			t.Report(fmt.Sprintf("gateway %s (%s) answers %s", gateway, hardware, s.Where()))
 		}
 		answers[gateway] = err
 	}
@@ -219,9 +206,9 @@ func (t *trial) neighbours(ctx context.Context, s netconfig.Segment, device stri
 		case err != nil:
 			return nil, setUp(s, err)
 		case other != nil:
-			errs = append(errs, netconfig.NewError(CodeDuplicate, "the address %s is in use by %s %s", address, other, where(s)))
+			errs = append(errs, netconfig.NewError(CodeDuplicate, "the address %s is in use by %s %s", address, other, s.Where()))
 		default:
-			t.Report(fmt.Sprintf("nobody else has the address %s %s", address, where(s)))
+			t.Report(fmt.Sprintf("nobody else has the address %s %s", address, s.Where()))
 		}
 	}
 	for _, gateway := range s.Gateways {
@@ -230,7 +217,7 @@ func (t *trial) neighbours(ctx context.Context, s netconfig.Segment, device stri
 			ask(gateway, by, min(t.Wait, 3*t.second))
 		}
 		if err := answers[gateway]; err != nil {
-			errs = append(errs, netconfig.NewError(CodeGateway, "no gateway %s %s: %w", gateway, where(s), err))
+			errs = append(errs, netconfig.NewError(CodeGateway, "no gateway %s %s: %w", gateway, s.Where(), err))
 		}
 	}
 	if ctx.Err() != nil {
@@ -265,11 +252,11 @@ func (t *trial) askStack(ctx context.Context, s netconfig.Segment, device string
 		}
 		hardware, err := solicit(ctx, device, gateway, t.wait(s))
 		if err != nil {
-			errs = append(errs, netconfig.NewError(CodeGateway, "no gateway %s %s: %w", gateway, where(s), err))
+			errs = append(errs, netconfig.NewError(CodeGateway, "no gateway %s %s: %w", gateway, s.Where(), err))
 			continue
 		}
 		found = append(found, gateway)
-		t.Report(fmt.Sprintf("gateway %s (%s) answers %s", gateway, hardware, where(s)))
+		t.Report(fmt.Sprintf("gateway %s (%s) answers %s", gateway, hardware, s.Where()))
 	}
 	if len(errs) > 0 || len(s.Addresses) == 0 {
 		return errors.Join(errs...)
@@ -300,12 +287,12 @@ func (t *trial) askDNS(ctx context.Context, s netconfig.Segment) error {
 	for _, server := range s.DNS {
 		err := askNameServer(ctx, netip.AddrPortFrom(server, 53), t.Wait)
 		if err == nil {
-			t.Report(fmt.Sprintf("name server %s answers %s", server, where(s)))
+			t.Report(fmt.Sprintf("name server %s answers %s", server, s.Where()))
 			return nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", server, err))
 	}
-	return t.missing(CodeDNS, "no name server answers %s: %w", where(s), errors.Join(errs...))
+	return t.missing(CodeDNS, "no name server answers %s: %w", s.Where(), errors.Join(errs...))
 }
 
 // askServer connects to the image server where the segment leads to it.
@@ -317,10 +304,10 @@ func (t *trial) askServer(ctx context.Context, s netconfig.Segment) error {
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", t.Server.String())
 	if err != nil {
-		return t.missing(CodeServer, "the image server %s cannot be reached %s: %w", t.Server, where(s), err)
+		return t.missing(CodeServer, "the image server %s cannot be reached %s: %w", t.Server, s.Where(), err)
 	}
 	_ = conn.Close() // nothing was said
-	t.Report(fmt.Sprintf("the image server %s can be reached %s", t.Server, where(s)))
+	t.Report(fmt.Sprintf("the image server %s can be reached %s", t.Server, s.Where()))
 	return nil
 }
 
@@ -346,20 +333,20 @@ func (t *trial) askMTU(ctx context.Context, s netconfig.Segment, device string, 
 		}
 		const small = 100
 		if err := ping(ctx, gateway, small, t.Wait/2); err != nil {
-			t.Report(fmt.Sprintf("%s answers no ping: how large packets may be %s is not known", gateway, where(s)))
+			t.Report(fmt.Sprintf("%s answers no ping: how large packets may be %s is not known", gateway, s.Where()))
 			continue
 		}
 		if err := ping(ctx, gateway, link.MTU, t.Wait/2); err == nil {
-			t.Report(fmt.Sprintf("packets of %d bytes reach %s %s", link.MTU, gateway, where(s)))
+			t.Report(fmt.Sprintf("packets of %d bytes reach %s %s", link.MTU, gateway, s.Where()))
 			continue
 		}
 		if link.MTU > ordinaryMTU && ping(ctx, gateway, ordinaryMTU, t.Wait/2) == nil {
-			if err := t.missing(CodeMTU, "packets of %d bytes do not reach %s %s, those of %d do", link.MTU, gateway, where(s), ordinaryMTU); err != nil {
+			if err := t.missing(CodeMTU, "packets of %d bytes do not reach %s %s, those of %d do", link.MTU, gateway, s.Where(), ordinaryMTU); err != nil {
 				return err
 			}
 			continue
 		}
-		return netconfig.NewError(CodeMTU, "packets of %d bytes do not reach %s %s, and small ones do", min(link.MTU, ordinaryMTU), gateway, where(s))
+		return netconfig.NewError(CodeMTU, "packets of %d bytes do not reach %s %s, and small ones do", min(link.MTU, ordinaryMTU), gateway, s.Where())
 	}
 	return nil
 }

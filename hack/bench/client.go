@@ -43,9 +43,13 @@ func tasks() map[string]task {
 		"drain": {4, func(ctx context.Context, a []string, out io.Writer) error {
 			return drain(ctx, a[0], a[1], a[2], a[3], out)
 		}},
-		"scan": {2, func(ctx context.Context, a []string, _ io.Writer) error { return scan(ctx, a[0], a[1]) }},
-		"loop": {2, func(_ context.Context, a []string, _ io.Writer) error { return bareLoop(a[0], a[1]) }},
-		"gets": {2, func(ctx context.Context, a []string, _ io.Writer) error { return gets(ctx, a[0], a[1]) }},
+		"reuse": {4, func(ctx context.Context, a []string, out io.Writer) error {
+			return stageOver(ctx, a[0], a[1], a[2], a[3], out)
+		}},
+		"reach": {1, func(_ context.Context, a []string, _ io.Writer) error { return reaches(a[0]) }},
+		"scan":  {2, func(ctx context.Context, a []string, _ io.Writer) error { return scan(ctx, a[0], a[1]) }},
+		"loop":  {2, func(_ context.Context, a []string, _ io.Writer) error { return bareLoop(a[0], a[1]) }},
+		"gets":  {2, func(ctx context.Context, a []string, _ io.Writer) error { return gets(ctx, a[0], a[1]) }},
 	}
 }
 

@@ -96,8 +96,9 @@ func (*searched) Error() string { return errSearched.Error() }
 func (*searched) Code() string  { return "TRU-001" }
 func (*searched) Unwrap() error { return errSearched }
 
-// scan lets the installer look for objects of these sizes in tree. None of them
-// is there, so that searching is all that it does.
+// scan lets the installer look for objects of these sizes in tree, two of each:
+// of a single one it would take a large file of that size for it, and pack it
+// while it reads. None of them is there, so that searching is all that it does.
 func scan(ctx context.Context, tree, file string) error {
 	sizes, err := readSizes(file)
 	if err != nil {
@@ -105,7 +106,9 @@ func scan(ctx context.Context, tree, file string) error {
 	}
 	var need []image.Object
 	for _, size := range sizes {
-		need = append(need, image.Object{Digest: object.Of(strconv.AppendUint(nil, size, 10)), Size: size})
+		for _, other := range []string{"a", "b"} {
+			need = append(need, image.Object{Digest: object.Of(strconv.AppendUint([]byte(other), size, 10)), Size: size})
+		}
 	}
 	packed, err := os.CreateTemp(filepath.Dir(file), "pack-")
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,16 +40,26 @@ func resolverOf(name string) netconfig.Resolver {
 	return netconfig.ResolvConf
 }
 
+// switchImage is what all switches boot, built by the first test that needs it.
+var switchImage struct {
+	once sync.Once
+	path string
+	err  error
+}
+
 // startSwitch starts a switch that ends with the test; dir is short.
 func startSwitch(ctx context.Context, t *testing.T, dir string, n netswitch.Network) *netswitch.Switch {
 	t.Helper()
-	image := filepath.Join(dir, "switch.cpio")
-	if err := netswitch.Build(ctx, checkout, site.Products.KernelDir, image); err != nil {
-		t.Fatal(err)
+	switchImage.once.Do(func() {
+		switchImage.path = filepath.Join(site.Dir, "boot", "netswitch")
+		switchImage.err = netswitch.Build(ctx, checkout, site.Products.KernelDir, switchImage.path)
+	})
+	if switchImage.err != nil {
+		t.Fatal(switchImage.err)
 	}
 	accel, _ := probe.Accel(ctx)
 	s, err := netswitch.Start(ctx, netswitch.Options{
-		Kernel: site.Kernel(), Image: image, Dir: dir, Log: filepath.Join(dir, "switch.log"), Accel: accel, Network: n,
+		Kernel: site.Kernel(), Image: switchImage.path, Dir: dir, Log: filepath.Join(dir, "switch.log"), Accel: accel, Network: n,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -237,7 +237,7 @@ func lossy(percent float32) []netswitch.Port {
 func scenarios() map[string]scenario {
 	const static = "ip=192.168.1.2::192.168.1.1:255.255.255.0::"
 	return map[string]scenario{
-		"one NIC": {says: []string{`eth0 has the address 192\.168\.1\.77/24`}},
+		"one NIC": {says: []string{`eth0 has the address 192\.168\.1\.77/24`, `links: eth0: switch netswitch, port port0, untagged VLAN 1`}},
 		"two NICs": {
 			ports: []netswitch.Port{{Untagged: 1}, {Untagged: 50}}, says: []string{`eth0 has the address 192\.168\.1\.77/24`},
 		},

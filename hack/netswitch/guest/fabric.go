@@ -72,6 +72,9 @@ func (f *fabric) setUp(wanted netswitch.Network) error {
 		}
 		f.stations[s.Name] = made
 	}
+	for n := range f.ports {
+		go f.announce(n)
+	}
 	return nil
 }
 

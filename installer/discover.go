@@ -135,8 +135,18 @@ func (i *installation) parse(files fetch.Files) error {
 	if err == nil {
 		i.files, i.config = files, read
 		i.config.SiteServer = i.siteServerURL()
+		i.nameByLease()
 	}
 	return err
+}
+
+// nameByLease gives a machine that config.json has no name for that of its
+// lease (RFC 2132, 3.14), unless only what is signed may be believed.
+func (i *installation) nameByLease() {
+	if i.config.Network.Hostname == "" && i.lease != nil && i.lease.HostName != "" && i.saidUnsigned {
+		i.config.Network.Hostname = i.lease.HostName
+		i.model.Logf(progress.Config, "config.json has no Hostname: the machine is called %s, as its lease says", i.lease.HostName)
+	}
 }
 
 func (i *installation) filesFromNetwork(ctx context.Context, attempt attempt) (fetch.Files, error) {
@@ -180,8 +190,9 @@ func (i *installation) filesFromTFTP(ctx context.Context, attempt attempt) (fetc
 	var failures []error
 	for n, server := range servers {
 		source := fetch.TFTP(server, i.nic.MAC, i.serial())
-		attempt.others = attempt.others || n < len(servers)-1
-		source.Patience = attempt.patience()
+		hurry := attempt
+		hurry.others = attempt.others || n < len(servers)-1
+		source.Patience = hurry.patience()
 		i.model.Logf(progress.Config, "fetching from %s", source)
 		files, err := i.filesFrom(ctx, source)
 		if err == nil {

@@ -107,6 +107,7 @@ func (u *unpacker) run(ctx context.Context, root *os.Root, m *image.Manifest, o 
 	for _, target := range u.content {
 		u.total += u.entries[target].Size
 	}
+	u.behind = newWriteBehind(u.sync)
 	u.report(0)
 
 	// Directories and files, volume by volume as they are mounted.
@@ -129,7 +130,11 @@ func (u *unpacker) run(ctx context.Context, root *os.Root, m *image.Manifest, o 
 	for range u.options.Workers {
 		group.Go(func() error { return u.work(working, chunks) })
 	}
-	if err := group.Wait(); err != nil {
+	err = group.Wait()
+	if syncErr := u.behind.end(); err == nil {
+		err = syncErr
+	}
+	if err != nil {
 		return err
 	}
 
@@ -181,6 +186,7 @@ type unpacker struct {
 	first     map[int]string // what such an entry is a further name of
 	content   map[int]int    // whose content a Hardlink entry has that is the first on its volume
 	keepOwner map[string]bool
+	behind    *writeBehind
 
 	mu          sync.Mutex
 	done, total uint64
@@ -294,6 +300,7 @@ func (u *unpacker) feed(ctx context.Context, v *volume, chunks chan<- []int) err
 			return err
 		}
 	}
+	u.behind.mounted(v.mountPoint)
 	if u.made != nil {
 		u.made <- v // there is room for each
 	}
@@ -335,6 +342,7 @@ func (u *unpacker) work(ctx context.Context, chunks <-chan []int) error {
 }
 
 func (u *unpacker) report(written uint64) {
+	u.behind.wrote(written)
 	if u.options.Report == nil {
 		return
 	}

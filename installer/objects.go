@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,11 @@ func (i *installation) stageObjects(ctx context.Context) error {
 	if err := i.mountTmpfs(directory, max(i.plan.StageBytes, leastStage)); err != nil {
 		return err
 	}
+	if i.plan.LowMemory {
+		// The collector shall rather work than let the heap grow to twice what
+		// is in use: other programs need the rest of what the plan reckons with.
+		debug.SetMemoryLimit(heapWhenLow + int64(len(i.image.Manifest.Entries))<<10)
+	}
 	must, may := i.image.Manifest.Objects(), []image.Object(nil)
 	switch {
 	case i.plan.LowMemory && i.plan.Tools == nil:
@@ -57,6 +63,10 @@ func (i *installation) stageObjects(ctx context.Context) error {
 	}
 	return i.assureRest(ctx, missing)
 }
+
+// heapWhenLow is what this program may take for itself where memory is low, in
+// bytes, besides the manifest.
+const heapWhenLow = 128 << 20
 
 // leastStage is a tmpfs in which nothing but the beginning of a pack has room.
 const leastStage = 64 << 10

@@ -10,6 +10,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/inventory"
+	"github.com/firstlight/firstlight/installer/inventory/probe"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/trust"
 )
@@ -52,7 +53,7 @@ func (i *installation) signedFiles(ctx context.Context, policy trust.Policy, sou
 	}
 	// This machine's clock may be behind; what the signers knew of the time is
 	// as certain as the rest of what they say.
-	if err := policy.Admit(bundle, i.self(), latest(i.env.now(), bundle.Signed)); err != nil {
+	if err := policy.Admit(bundle, i.self(ctx, bundle.Binding), latest(i.env.now(), bundle.Signed)); err != nil {
 		return nil, err
 	}
 	if i.env.inMemory {
@@ -106,8 +107,8 @@ func bundleFiles(b trust.Bundle) fetch.Files {
 }
 
 // self are the marks of this machine. What cannot be read is not there, and a
-// bundle that is bound to it is refused.
-func (i *installation) self() trust.Machine {
+// bundle that is bound to it is refused. The TPM is asked only where it matters.
+func (i *installation) self(ctx context.Context, binding trust.Binding) trust.Machine {
 	found, err := inventory.Read(i.env.sys)
 	if err != nil {
 		i.model.Warn(progress.Config, fmt.Sprintf("looking at what machine this is: %v", err))
@@ -116,6 +117,11 @@ func (i *installation) self() trust.Machine {
 	m := trust.Machine{Serial: found.DMI.Serial, UUID: found.DMI.UUID}
 	for _, nic := range found.NICs {
 		m.MACs = append(m.MACs, nic.MAC.String(), nic.PermanentMAC.String())
+	}
+	if binding.EndorsementKey != "" {
+		if m.EndorsementKey, err = probe.EndorsementKey(ctx, "/dev"); err != nil {
+			i.model.Warn(progress.Config, fmt.Sprintf("asking which TPM this is: %v", err))
+		}
 	}
 	return m
 }

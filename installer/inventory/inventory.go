@@ -90,6 +90,10 @@ type TPM struct {
 	// hexadecimal; there are none where the TPM has no such bank. They say how
 	// the machine was started, and are no secret.
 	PCRs []string `json:"pcrs,omitempty"`
+	// EndorsementKey is the SHA-256 of the public area of its endorsement key,
+	// in lower-case hexadecimal: which TPM this is. Signed bundles can be bound
+	// to it.
+	EndorsementKey string `json:"endorsementKey,omitempty"`
 }
 
 // Seed is 32 random bytes; in JSON they are lower-case hexadecimal.

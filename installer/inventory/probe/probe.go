@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -236,6 +237,22 @@ func look(name, node string) ([]storage.Content, error) {
 	return found, err
 }
 
+// EndorsementKey is which TPM the machine has, as it stands in the inventory;
+// empty where it has none that answers.
+func EndorsementKey(ctx context.Context, dev string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, tpmTimeout)
+	defer cancel()
+	t, err := tpm2.Open(filepath.Join(dev, filepath.Base(tpm2.Device)))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	key, err := t.EndorsementKey(ctx)
+	return key, errors.Join(err, t.Close())
+}
+
 // askTPM asks the TPM who made it and how the machine was started.
 func askTPM(ctx context.Context, node string, found *inventory.TPM) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, tpmTimeout)
@@ -250,6 +267,9 @@ func askTPM(ctx context.Context, node string, found *inventory.TPM) (err error) 
 
 func readTPM(ctx context.Context, t *tpm2.TPM, found *inventory.TPM) (err error) {
 	if found.Manufacturer, err = t.Manufacturer(ctx); err != nil {
+		return err
+	}
+	if found.EndorsementKey, err = t.EndorsementKey(ctx); err != nil {
 		return err
 	}
 	values, err := t.Values(ctx)

@@ -59,7 +59,7 @@ func reuseFrom(t *testing.T, disks ...string) reuse {
 	accel, _ := probe.Accel(ctx)
 	r := reuse{lines: keepLines(t)}
 	c := qemu.Config{
-		Accel: accel, Kernel: site.Kernel(), Initrd: site.Initramfs(), CommandLine: lab.CommandLine,
+		Accel: accel, Kernel: site.Kernel(), Initrd: site.Initramfs(), CommandLine: lab.CommandLine + timer,
 		Net: qemu.Net{TFTP: tftp, Forwards: map[int]int{page: 6978}},
 		Log: filepath.Join(dir, "console.log"), NoReboot: true,
 		Lines: func(line string) {

@@ -501,7 +501,8 @@ func unspecified(like netip.Addr) netip.Addr {
 func newBridge(name string, port Interface) Interface {
 	return Interface{
 		Name: name, Kind: Bridge, MAC: port.MAC, Ports: []string{port.Name},
-		// Without STP a forward delay only holds frames back for 15 s.
+		// Without STP the kernel forwards at once and the delay has no meaning
+		// (br_make_forwarding); ifupdown's bridge hooks waited for it.
 		Bridge: &BridgeOptions{},
 	}
 }

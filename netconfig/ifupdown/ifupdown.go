@@ -85,6 +85,12 @@ func stanzas(b *strings.Builder, i netconfig.Interface) {
 		family := "inet6"
 		if address.Addr().Is4() {
 			family = "inet"
+		} else {
+			// ifup waits 6 s for duplicate address detection and calls the
+			// interface failed where that has not ended: on every bond whose
+			// switch takes its time for LACP. The installer has looked for
+			// duplicates before (netconfig/prove).
+			lines = append(lines, "dad-attempts 0")
 		}
 		stanza(family, "static", lines...)
 	}

@@ -133,6 +133,20 @@ func TestIfupMakesTheBridge(t *testing.T) {
 	}
 }
 
+// A bond whose switch has not spoken LACP yet has no carrier: its addresses are
+// there all the same, with their default routes, and nothing has failed.
+func TestIfupWithoutCarrier(t *testing.T) {
+	config := netconfigtest.Configs(t)["two-addresses-on-a-nic"]
+	path := interfacesFile(t, config)
+	in := netns(t)
+	in("ip", "link", "add", "name", "lan0", "type", "veth", "peer", "name", "peer0") // its peer stays down
+	in("ifup", "-a", "--no-scripts", "-i", path, "--state-dir", t.TempDir())
+	addresses, routes := in("ip", "address", "show", "dev", "lan0"), in("ip", "-6", "route", "show", "default")
+	if !strings.Contains(addresses, "NO-CARRIER") || !strings.Contains(addresses, "2001:db8::9/64") || !strings.Contains(routes, "via 2001:db8::1") {
+		t.Errorf("lan0: %s\nroutes: %s", addresses, routes)
+	}
+}
+
 func TestResolvConfKeepsAllServers(t *testing.T) {
 	config := netconfigtest.Configs(t)["one-nic"]
 	config.DNS = append(config.DNS, config.DNS...)

@@ -60,8 +60,8 @@ test-full: setup lint test-unit build initramfs roots
 	$(MAKE) --no-print-directory fuzz
 	$(GO) test -tags full -count=1 -timeout 120m -v $(VM_TESTS)
 
-# What reads bytes of strangers on the network, a minute each.
-FUZZED = ./netconfig/... ./installer/fetch
+# What reads bytes of strangers, on the network and in images, a minute each.
+FUZZED = ./netconfig/... ./installer/fetch ./imageserver/image ./imageserver/ingest ./imageserver/catalog/... ./imageserver/object/...
 fuzz:
 	hack/fuzz -t 1m $(FUZZED)
 

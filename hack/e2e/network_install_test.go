@@ -128,7 +128,7 @@ func serveRoot(t *testing.T, program string) (*lab.Server, string) {
 // from outside: after kexec, and after a power cycle.
 func installExample(t *testing.T, program string) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
 	defer cancel()
 	server, name := serveRoot(t, program)
 	x := newExample(t, server, name)
@@ -176,7 +176,7 @@ func installExample(t *testing.T, program string) {
 // inspect waits for the new system and compares it with the model.
 func (x *exampleSite) inspect(ctx context.Context, t *testing.T, s *netswitch.Switch, c qemu.Config) {
 	t.Helper()
-	booted, stop := context.WithTimeout(ctx, 4*time.Minute)
+	booted, stop := context.WithTimeout(ctx, 10*time.Minute)
 	defer stop()
 	shell, err := lab.OpenShell(booted, filepath.Join(c.Dir, qemu.ShellSocket))
 	if err != nil {
@@ -209,7 +209,7 @@ func TestNetworkExample(t *testing.T) { installExample(t, "netplan") }
 // the installation before the disk is touched, and is named.
 func TestNetworkWrongVLAN(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	server := serve(t, site, copyStore(t))
 	x := newExample(t, server, site.Image)

@@ -145,4 +145,4 @@ func hostOf(p netip.Prefix, number byte) netip.Addr {
 
 // settling is how long a machine's network may take to become what it shall
 // be, from when its shell answers: STP and LACP have timers of their own.
-const settling = 90 * time.Second
+const settling = 3 * time.Minute

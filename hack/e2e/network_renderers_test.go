@@ -103,7 +103,7 @@ func networkConfig(t *testing.T, name string) netconfig.Config {
 // of it with the model: from inside, and from outside.
 func rendered(t *testing.T, program, name string) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	config := networkConfig(t, name)
 	render, ok := renderer.Named(program)
@@ -137,7 +137,7 @@ func rendered(t *testing.T, program, name string) {
 		t.Fatal(err)
 	}
 	defer m.Kill()
-	booted, stop := context.WithTimeout(ctx, 3*time.Minute)
+	booted, stop := context.WithTimeout(ctx, 8*time.Minute)
 	defer stop()
 	shell, err := lab.OpenShell(booted, filepath.Join(c.Dir, qemu.ShellSocket))
 	if err != nil {
@@ -188,7 +188,7 @@ func outside(ctx context.Context, t *testing.T, s *netswitch.Switch, shell *lab.
 		}
 	}
 	for _, p := range l.probes {
-		a, err := s.Until(ctx, 30*time.Second, p.Probe)
+		a, err := s.Until(ctx, time.Minute, p.Probe)
 		if err != nil {
 			t.Error(err)
 			continue

@@ -39,7 +39,7 @@ type scenario struct {
 	meanwhile func(ctx context.Context, x *scene) error
 	// says are lines that must be on the console, as regular expressions.
 	says []string
-	// limit is how long it may take; 0 is three minutes.
+	// limit is how long it may take; 0 is five minutes.
 	limit time.Duration
 }
 
@@ -100,9 +100,9 @@ func sceneConfig(t *testing.T, sc scenario, server *lab.Server) map[string][]byt
 func (sc scenario) play(t *testing.T) {
 	t.Parallel()
 	if sc.limit == 0 {
-		sc.limit = 3 * time.Minute
+		sc.limit = 5 * time.Minute
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), sc.limit+2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), sc.limit+10*time.Minute)
 	defer cancel()
 	x := &scene{t: t, options: "installer.dryRun " + sc.options}
 	x.server = serve(t, site, copyStore(t), sceneCertificate(t)...)
@@ -121,7 +121,7 @@ func (sc scenario) play(t *testing.T) {
 	m := x.start(ctx, t, dir, lines, sc)
 	defer m.Kill()
 
-	started, stop := context.WithTimeout(ctx, 2*time.Minute)
+	started, stop := context.WithTimeout(ctx, 5*time.Minute)
 	defer stop()
 	if _, err := m.WaitFor(started, regexp.MustCompile(`(?m)^\[ *\d+\.\d{3}\] clock: |links: `)); err != nil {
 		t.Fatal(err)
@@ -263,20 +263,20 @@ func scenarios() map[string]scenario {
 			},
 		},
 		"carrier after 60 s": {
-			unplugged: []int{0}, limit: 4 * time.Minute,
+			unplugged: []int{0}, limit: 8 * time.Minute,
 			meanwhile: func(ctx context.Context, x *scene) error {
 				time.Sleep(time.Minute)
 				return x.carrier(ctx, 0, true)
 			},
 		},
 		"forwarding after 60 s": { // a port of a switch with the old spanning tree
-			ports: []netswitch.Port{{Untagged: 1, Blocked: true}}, limit: 4 * time.Minute,
+			ports: []netswitch.Port{{Untagged: 1, Blocked: true}}, limit: 8 * time.Minute,
 			meanwhile: func(ctx context.Context, x *scene) error {
 				time.Sleep(time.Minute)
 				return x.sw.SetPort(ctx, 0, netswitch.Port{Untagged: 1})
 			},
 		},
-		"three rogue DHCP servers answer first": {change: rogues, says: []string{`\] plan: plan `}, limit: 5 * time.Minute},
+		"three rogue DHCP servers answer first": {change: rogues, says: []string{`\] plan: plan `}, limit: 8 * time.Minute},
 		"IPv6 only":                             {v6: true, options: "installer.tftpServerHostname=[" + sceneRouter6.Addr().String() + "]"},
 		"tagged, with a fixed address": {
 			ports:   []netswitch.Port{{Untagged: 50, Tagged: []uint16{1}}},
@@ -297,10 +297,10 @@ func scenarios() map[string]scenario {
 			says:    []string{`bond0\.1 has the address 192\.168\.1\.2/24`},
 		},
 		"loss of 1 %":  {ports: lossy(1)},
-		"loss of 5 %":  {ports: lossy(5), limit: 5 * time.Minute},
+		"loss of 5 %":  {ports: lossy(5), limit: 8 * time.Minute},
 		"loss of 20 %": {ports: lossy(20), limit: 12 * time.Minute},
 		"MTU 576": {
-			ports: []netswitch.Port{{Untagged: 1, MTU: 576}}, limit: 5 * time.Minute,
+			ports: []netswitch.Port{{Untagged: 1, MTU: 576}}, limit: 8 * time.Minute,
 			change: func(_ *scene, s *netswitch.Station) { s.MTU, s.DHCP.MTU = 576, 576 },
 		},
 		"MTU 9000": {change: func(_ *scene, s *netswitch.Station) { s.MTU, s.DHCP.MTU = 9000, 9000 }},

@@ -149,7 +149,7 @@ func Start(ctx context.Context, o Options) (*Switch, error) {
 	if s.machine, err = qemu.Start(ctx, c); err != nil {
 		return nil, fmt.Errorf("starting a switch: %w", err)
 	}
-	waiting, cancel := context.WithTimeout(ctx, time.Minute)
+	waiting, cancel := context.WithTimeout(ctx, 5*time.Minute) // a busy host
 	defer cancel()
 	if _, err := s.machine.WaitFor(waiting, regexp.MustCompile(Ready)); err != nil {
 		s.Stop()

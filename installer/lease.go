@@ -105,11 +105,21 @@ func (i *installation) tryLease(ctx context.Context, lease dhcp.Lease, attempt a
 		}
 	}
 	i.lease, i.nic, i.servers = nil, netconfig.NIC{}, nil // what it named is forgotten with it
-	if leaving := link.Flush(lease.Interface); leaving != nil {
+	if leaving := errors.Join(link.Flush(lease.Interface), removeIfThere(resolvConf)); leaving != nil {
 		err = errors.Join(err, leaving)
 	}
 	dhcp.Release(lease)
 	return err
+}
+
+// resolvConf is the installer's own.
+const resolvConf = "/etc/resolv.conf"
+
+func removeIfThere(file string) error {
+	if err := os.Remove(file); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // checkSource says whether a configuration that came through one of several
@@ -233,8 +243,8 @@ func (i *installation) useLease(ctx context.Context, lease dhcp.Lease) error {
 // rememberLease is useLease for addresses that the interface has already.
 func (i *installation) rememberLease(lease dhcp.Lease) error {
 	if data := link.ResolvConf(lease); data != nil {
-		if err := os.WriteFile("/etc/resolv.conf", data, 0o644); err != nil {
-			return fmt.Errorf("writing /etc/resolv.conf: %w", err)
+		if err := os.WriteFile(resolvConf, data, 0o644); err != nil {
+			return fmt.Errorf("writing %s: %w", resolvConf, err)
 		}
 	}
 	short := lease

@@ -77,7 +77,22 @@ func configure6(l netlink.Link, lease dhcp.Lease) error {
 	if err := netlink.AddrReplace(l, address); err != nil {
 		return fmt.Errorf("adding the address: %w", err)
 	}
-	return usable6(l, lease.Address.Addr())
+	if err := usable6(l, lease.Address.Addr()); err != nil {
+		return err
+	}
+	if lease.Server.IsValid() {
+		return nil // a router's routes are the kernel's own affair
+	}
+	for _, r := range lease.Routes { // those of a fixed address
+		route := netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.To), Protocol: unix.RTPROT_STATIC, Gw: r.Via.AsSlice()}
+		if r.Via.IsValid() && !lease.Address.Contains(r.Via) {
+			route.SetFlag(netlink.FLAG_ONLINK)
+		}
+		if err := netlink.RouteReplace(&route); err != nil {
+			return fmt.Errorf("adding the route to %s: %w", r.To, err)
+		}
+	}
+	return nil
 }
 
 // usable6 waits until the kernel has found that nobody else has the address

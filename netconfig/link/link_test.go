@@ -228,3 +228,38 @@ func TestResolvConf(t *testing.T) {
 		t.Errorf("without servers: %q", got)
 	}
 }
+
+// A fixed address of IPv6 brings its routes; one of a DHCPv6 server only
+// itself, and goes again.
+func TestConfigureIPv6(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	run(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+	run(t, "ip", "link", "set", "far0", "up")
+	addr, net := netip.MustParseAddr, netip.MustParsePrefix
+	fixed := dhcp.Lease{Interface: "eth0", Address: net("fd77::5/64"), Duration: dhcp.Infinite, Routes: []dhcp.Route{{To: net("::/0"), Via: addr("fd77::1")}}}
+	for range 2 { // again changes nothing
+		if err := link.Configure(fixed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := run(t, "ip", "-6", "route", "show", "default"); !strings.Contains(got, "default via fd77::1 dev eth0") {
+		t.Errorf("routes: %s", got)
+	}
+	leased := dhcp.Lease{Interface: "eth0", Address: net("fd77::100/128"), Duration: 3600, Obtained: time.Now(), Server: addr("fe80::1"),
+		Routes: []dhcp.Route{{To: net("::/0"), Via: addr("fe80::1")}}}
+	if err := link.Configure(leased); err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, "ip", "-6", "address", "show", "dev", "eth0")
+	if !strings.Contains(got, "fd77::100/128") || !strings.Contains(got, "valid_lft 3") {
+		t.Errorf("addresses: %s", got)
+	}
+	if err := link.Flush("eth0"); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, "ip", "-6", "address", "show", "dev", "eth0"); strings.Contains(got, "fd77::100") {
+		t.Errorf("left after Flush: %s", got)
+	}
+}

@@ -24,15 +24,20 @@ import (
 
 // The codes of this package.
 const (
-	CodeGateway    = "CNF-030" // no answer from a gateway
-	CodeDuplicate  = "CNF-031" // somebody has the machine's address
-	CodeLACP       = "CNF-032" // no partner, or not the same for all ports
-	CodeDNS        = "CNF-033" // no name server answers
-	CodeServer     = "CNF-034" // the image server cannot be reached
-	CodeMTU        = "CNF-035" // large packets do not get through
-	CodeSetUp      = "CNF-036" // the kernel cannot do it
-	CodePutBack    = "CNF-037" // the installer's own connection did not come back
-	JoinLimit      = 20 * time.Second
+	CodeGateway   = "CNF-030" // no answer from a gateway
+	CodeDuplicate = "CNF-031" // somebody has the machine's address
+	CodeLACP      = "CNF-032" // no partner, or not the same for all ports
+	CodeDNS       = "CNF-033" // no name server answers
+	CodeServer    = "CNF-034" // the image server cannot be reached
+	CodeMTU       = "CNF-035" // large packets do not get through
+	CodeSetUp     = "CNF-036" // the kernel cannot do it
+	CodePutBack   = "CNF-037" // the installer's own connection did not come back
+)
+
+// JoinLimit is how long the installer's own port may be in a bond.
+const JoinLimit = 20 * time.Second
+
+const (
 	defaultWait    = 10 * time.Second
 	defaultBounced = 50 * time.Second // a spanning tree needs 30 s to let a port speak
 )

@@ -383,3 +383,6 @@ func TestBadLocations(t *testing.T) {
 		}
 	}
 }
+
+// quiet is a log for what is expected a thousand times.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

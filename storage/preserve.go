@@ -33,6 +33,9 @@ func (r *resolver) keepOne(d chosenDisk, w *wantedPartition) error {
 	case bootMountPoint, ESPMountPoint:
 		return fmt.Errorf("the new system's boot files are written there")
 	}
+	if r.spec.Erase == EraseCrypto {
+		return fmt.Errorf("Erase is %q, and a disk that does that forgets all of it", EraseCrypto)
+	}
 	if w.LUKS != nil && len(r.spec.Encryption.Unlock) > 0 && !slices.Contains(r.spec.Encryption.Unlock, UnlockKeyFile) {
 		return fmt.Errorf("it is encrypted, and a volume that is kept is opened by its old key file: add %q to Unlock", UnlockKeyFile)
 	}

@@ -187,6 +187,7 @@ func TestPreserveRefuses(t *testing.T) {
 			d[0].BusPath, d[1].BusPath = d[1].BusPath, d[0].BusPath
 			d[1].Size = 32 * GiB
 		}, CodePreserve, "it lies on /dev/vda (vda3), and the layout puts it on /dev/vdb"},
+		{"the disk forgets all", func(s *Spec) { s.Erase = EraseCrypto }, func(d []Disk) { d[0].CryptoErase, d[1].CryptoErase = "nvme-format", "nvme-format" }, CodePreserve, "forgets all of it"},
 		{"no such volume", func(s *Spec) { s.Preserve = []string{"home", "hmoe"} }, nil, CodePreserve, `Preserve names "hmoe", and no volume of the layout has that label: there are`},
 		{"the root", func(s *Spec) { s.Preserve = []string{"root"} }, nil, CodePreserve, "the root file system is what is installed"},
 		{"the EFI system partition", func(s *Spec) { s.Preserve = []string{"ESP"} }, nil, CodePreserve, "boot files are written there"},

@@ -457,3 +457,56 @@ func FuzzProbe(f *testing.F) {
 		}
 	})
 }
+
+// What lies in a logical volume or in a RAID comes to light again when somebody
+// makes the same stack anew: its key slots must be gone.
+func TestStacked(t *testing.T) {
+	secret := create(t, 32*mib)
+	run(t, "cryptsetup", append([]string{"luksFormat", "--type", "luks2", secret}, cheapKDF...)...)
+	header, err := os.ReadFile(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot := bytes.IndexFunc(header[256<<10:], func(r rune) bool { return r != 0 }) + 256<<10 // in the area of the key slots
+	for _, x := range []struct {
+		name  string
+		make  func(t *testing.T, disk string) (at int64)
+		kinds []string
+	}{
+		{"in a logical volume", func(t *testing.T, disk string) int64 {
+			device := strings.TrimSpace(run(t, "losetup", "--find", "--show", disk))
+			defer run(t, "losetup", "--detach", device)
+			lvm := func(args ...string) string {
+				return run(t, "lvm", append(args, "--driverloaded=n", `--config=devices{filter=["a|`+device+`|","r|.*|"] use_devicesfile=0 scan=["/dev"]} global{use_lvmlockd=0} backup{backup=0 archive=0}`)...)
+			}
+			lvm("pvcreate", "-q", device)
+			lvm("vgcreate", "-q", "old-vg", device)
+			lvm("lvcreate", "-q", "-an", "-Zn", "-Wn", "-L40M", "-nswap", "old-vg")
+			lvm("lvcreate", "-q", "-an", "-Zn", "-Wn", "-L48M", "-nsecret", "old-vg")
+			return mib + 40*mib // the first extent begins at 1 MiB
+		}, []string{"sda lvm old-vg", "sda lv old-vg/secret", "sda lv old-vg/swap"}},
+		{"in a RAID 1", func(t *testing.T, disk string) int64 {
+			mdSuperblock(t, disk, 4096)
+			data := binary.LittleEndian.AppendUint64(nil, 2048*33) // data_offset in sectors
+			write(t, disk, 4096+128, append(data, binary.LittleEndian.AppendUint64(nil, 64*2048)...))
+			return 33 * mib
+		}, nil},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			disk := create(t, 128*mib)
+			at := x.make(t, disk)
+			write(t, disk, at, header)
+			f, size := open(t, disk)
+			if got := names(t, f, size, 512); x.kinds != nil && !slices.Equal(got, x.kinds) {
+				t.Errorf("found %q, want %q", got, x.kinds)
+			}
+			erase(t, disk)
+			left := make([]byte, 4096)
+			for _, place := range []int64{at, at + 16<<10, at + int64(slot)} {
+				if _, err := f.ReadAt(left, place); err != nil || len(bytes.Trim(left, "\x00")) > 0 {
+					t.Errorf("the volume's byte %d is not zero (%v)", place-at, err)
+				}
+			}
+		})
+	}
+}

@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
 	"time"
 
-	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/pack"
+	"github.com/firstlight/firstlight/imageserver/object/zstd"
 	"github.com/firstlight/firstlight/installer/stage"
 	"github.com/firstlight/firstlight/installer/unpack"
 	"github.com/firstlight/firstlight/proto/auth"
@@ -36,13 +35,10 @@ func tasks() map[string]task {
 		"staged": {5, func(ctx context.Context, a []string, _ io.Writer) error {
 			return stagedTo(ctx, a[0], a[1], a[2], a[3], a[4])
 		}},
-		"stage": {4, func(ctx context.Context, a []string, _ io.Writer) error {
-			return stageOnly(ctx, a[0], a[1], a[2], a[3])
+		"write": {5, func(ctx context.Context, a []string, out io.Writer) error {
+			return writeOut(ctx, a[0], a[1], a[2], a[3], a[4], out)
 		}},
-		"write": {2, func(ctx context.Context, a []string, _ io.Writer) error { return writeOut(ctx, a[0], a[1]) }},
-		"drain": {4, func(ctx context.Context, a []string, out io.Writer) error {
-			return drain(ctx, a[0], a[1], a[2], a[3], out)
-		}},
+		"drain": {3, func(ctx context.Context, a []string, out io.Writer) error { return drain(ctx, a[0], a[1], a[2], out) }},
 		"reuse": {4, func(ctx context.Context, a []string, out io.Writer) error {
 			return stageOver(ctx, a[0], a[1], a[2], a[3], out)
 		}},
@@ -135,106 +131,101 @@ func unpackTo(ctx context.Context, objects object.Getter, m *image.Manifest, dir
 	return unpack.Run(ctx, objects, root, m, unpack.Options{})
 }
 
-// stageOnly leaves a finished pack and the manifest in directory.
-func stageOnly(ctx context.Context, address, ca, name, directory string) error {
-	c, err := dialled(ctx, address, ca)
+// writeOut stages an image, packed as it comes or plain, and then writes it. It
+// reports what the writing alone took.
+func writeOut(ctx context.Context, address, name, form, file, directory string, stdout io.Writer) error {
+	c, m, err := begun(ctx, address, "", name)
 	if err != nil {
 		return err
 	}
 	defer c.Close() // only read from
-	found, err := c.Manifest(ctx, name)
+	memory, err := os.Create(file)
 	if err != nil {
 		return err
 	}
-	m, err := image.Decode(found.Raw)
+	defer os.Remove(file)
+	defer memory.Close()
+	w, err := pack.NewWriter(memory, pack.Options{})
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(directory, "manifest"), found.Raw, 0o600); err != nil {
+	var sink stage.Sink = w
+	if form == plainForm {
+		sink = unpacking{w}
+	}
+	if err := stage.Stream(ctx, []stage.Fetcher{c}, sink, m.Objects(), stage.Options{}); err != nil {
 		return err
 	}
-	file, err := os.Create(filepath.Join(directory, "pack"))
-	if err != nil {
+	begin, before := time.Now(), ownTime()
+	if err := unpackTo(ctx, w.Reader(), m, directory); err != nil {
 		return err
 	}
-	defer file.Close()
-	w, err := pack.NewWriter(file, pack.Options{})
-	if err != nil {
-		return err
-	}
-	if err := stage.Stream(ctx, []stage.Fetcher{c}, w, m.Objects(), stage.Options{}); err != nil {
-		return err
-	}
-	_, err = w.Finish()
-	return err
+	return json.NewEncoder(stdout).Encode(written{time.Since(begin), ownTime() - before})
 }
 
-// writeOut writes what stageOnly left.
-func writeOut(ctx context.Context, from, directory string) error {
-	raw, err := os.ReadFile(filepath.Join(from, "manifest"))
-	if err != nil {
-		return err
-	}
-	m, err := image.Decode(raw)
-	if err != nil {
-		return err
-	}
-	file, err := os.Open(filepath.Join(from, "pack"))
-	if err != nil {
-		return err
-	}
-	defer file.Close() // only read from
-	stat, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	objects, err := pack.OpenReader(file, stat.Size())
-	if err != nil {
-		return err
-	}
-	return unpackTo(ctx, objects, m, directory)
+// written is what writing took.
+type written struct{ Wall, CPU time.Duration }
+
+// ownTime is the processor time of this process.
+func ownTime() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u) // it fails for unknown arguments only
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// drained is what one client of drain saw.
+// plainForm keeps objects as their files are, as dd and tar have them.
+const plainForm = "plain"
+
+// unpacking keeps objects unpacked.
+type unpacking struct{ *pack.Writer }
+
+func (u unpacking) Append(info object.Info, encoded []byte) error {
+	unpacked, err := zstd.Decode(nil, info, encoded)
+	if err != nil {
+		return err
+	}
+	return u.AppendVerified(plain(info), unpacked)
+}
+
+func (u unpacking) AppendStored(info object.Info, r io.Reader) error {
+	unpacked, err := zstd.Open(info, r)
+	if err != nil {
+		return err
+	}
+	defer unpacked.Close() // only read from
+	return u.Writer.AppendStored(plain(info), unpacked)
+}
+
+func plain(info object.Info) object.Info {
+	return object.Info{Digest: info.Digest, Size: info.Size, StoredSize: info.Size}
+}
+
+// drained is what one client saw.
 type drained struct {
 	Seconds float64
 	Bytes   uint64 // encoded
 }
 
-// drain lets so many clients fetch an image at once, and throw it away.
-func drain(ctx context.Context, address, ca, name, clients string, stdout io.Writer) error {
-	n, err := strconv.Atoi(clients)
+// drain fetches an image and throws it away.
+func drain(ctx context.Context, address, ca, name string, stdout io.Writer) error {
+	var seen drained
+	begin := time.Now()
+	c, m, err := begun(ctx, address, ca, name)
 	if err != nil {
 		return err
 	}
-	_, m, err := begun(ctx, address, ca, name)
-	if err != nil {
-		return err
-	}
+	defer c.Close() // only read from
 	var digests []object.Digest
 	for _, o := range m.Objects() {
 		digests = append(digests, o.Digest)
 	}
-	all := make([]drained, n)
-	group, ctx := errgroup.WithContext(ctx)
-	for i := range all {
-		group.Go(func() error {
-			start := time.Now()
-			c, _, err := begun(ctx, address, ca, name)
-			if err != nil {
-				return err
-			}
-			defer c.Close() // only read from
-			err = c.Fetch(ctx, digests, func(p object.Piece) error {
-				all[i].Bytes += uint64(len(p.Data))
-				return nil
-			})
-			all[i].Seconds = time.Since(start).Seconds()
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+	err = c.Fetch(ctx, digests, func(p object.Piece) error {
+		seen.Bytes += uint64(len(p.Data))
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	return json.NewEncoder(stdout).Encode(all)
+	seen.Seconds = time.Since(begin).Seconds()
+	return json.NewEncoder(stdout).Encode(seen)
 }

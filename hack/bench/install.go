@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -125,51 +126,68 @@ func (g *ground) tree(ctx context.Context) (string, error) {
 	return directory, command(ctx, "tar", "-x", "-f", g.tar(), "-C", directory)
 }
 
-// writePart compares writing what is staged with dd and tar.
+// writePart compares writing what is staged with dd and tar, which find the same
+// bytes unpacked.
 func writePart(ctx context.Context, g *ground) ([]row, error) {
 	server, err := g.imageserver(ctx, g.path("store"), true)
 	if err != nil {
 		return nil, err
 	}
-	staged := g.path("staged")
-	if err := os.MkdirAll(staged, 0o755); err != nil {
+	defer server.stop()
+	source := g.path("plain.tar")
+	if err := command(ctx, "cp", g.tar(), source); err != nil {
 		return nil, err
 	}
-	_, err = g.task(ctx, "stage", server.address, "", serverImage, staged)
-	server.stop()
-	if err != nil {
-		return nil, err
-	}
-	plain := g.path("plain.tar")
-	if err := command(ctx, "cp", g.tar(), plain); err != nil {
-		return nil, err
-	}
-	write := func() (cost, error) {
-		return g.withVolume(ctx, func(root string) (cost, error) { return g.task(ctx, "write", staged, root) })
+	write := func(form string) func() (cost, error) {
+		return func() (cost, error) {
+			return g.withVolume(ctx, func(root string) (cost, error) {
+				var took written
+				err := g.answer(ctx, &took, "write", server.address, serverImage, form, g.path("pack"), root)
+				return cost{took.Wall, took.CPU}, err
+			})
+		}
 	}
 	dd := func() (cost, error) {
 		return g.withVolume(ctx, func(root string) (cost, error) {
-			return timed(ctx, "dd", "if="+plain, "of="+filepath.Join(root, "file"), "bs=1M", "conv=fsync")
+			return timed(ctx, "dd", "if="+source, "of="+filepath.Join(root, "file"), "bs=1M", "conv=fsync")
 		})
 	}
 	tar := func() (cost, error) {
 		return g.withVolume(ctx, func(root string) (cost, error) {
-			return timed(ctx, "sh", "-c", fmt.Sprintf("tar -x -f %s -C %s && sync -f %s", plain, root, root))
+			return timed(ctx, "sh", "-c", fmt.Sprintf("tar -x -f %s -C %s && sync -f %s", source, root, root))
 		})
 	}
-	g.say("write-out beside dd, beside tar")
-	one, err := beside(g.runs, write, dd)
-	if err != nil {
-		return nil, err
+	var rows []row
+	for _, form := range []struct {
+		name, text string
+		bounds     [2]float64
+	}{
+		{plainForm, "write-out, files unpacked as for the others", [2]float64{1.15, 0.60}},
+		{"packed", "write-out of what is staged, unpacking it", [2]float64{}},
+	} {
+		g.say("%s, beside dd and tar", form.text)
+		one, err := beside(g.runs, write(form.name), dd)
+		if err != nil {
+			return nil, err
+		}
+		two, err := beside(g.runs, write(form.name), tar)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, one.row(form.text, "dd", wallOf, form.bounds[0]), two.row(form.text, "tar x", wallOf, form.bounds[1]))
 	}
-	two, err := beside(g.runs, write, tar)
+	return rows, nil
+}
+
+// answer runs a task in a process of its own and reads its answer.
+func (g *ground) answer(ctx context.Context, into any, args ...string) error {
+	cmd := exec.CommandContext(ctx, self, append([]string{taskArgument}, args...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("%s: %w", args[0], err)
 	}
-	return []row{
-		one.row("write-out of what is staged", "dd", wallOf, 1.15),
-		two.row("write-out of what is staged", "tar x", wallOf, 0.60),
-	}, nil
+	return json.Unmarshal(out, into)
 }
 
 // programs that the parts run and hack/setup does not install.

@@ -4,16 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/dir"
@@ -94,15 +94,14 @@ func servePart(ctx context.Context, g *ground) ([]row, error) {
 		row{what: fmt.Sprintf("of %d at once, the slowest", manyClients), beside: "the fastest", value: median(spread[1:]), unit: "×", bound: 1.25}), nil
 }
 
+// drained lets so many processes fetch the image at once.
 func (g *ground) drained(ctx context.Context, server *imageserver, clients int) ([]drained, error) {
-	cmd := exec.CommandContext(ctx, self, taskArgument, "drain", server.address, g.authority(server), serverImage, strconv.Itoa(clients))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("fetching with %d clients: %w", clients, err)
+	all := make([]drained, clients)
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range all {
+		group.Go(func() error { return g.answer(ctx, &all[i], "drain", server.address, g.authority(server), serverImage) })
 	}
-	var all []drained
-	return all, json.Unmarshal(out, &all)
+	return all, group.Wait()
 }
 
 // children are the processes that a process has started.

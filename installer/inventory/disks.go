@@ -115,9 +115,12 @@ func (r *reader) throughController(where, name string) string {
 
 var controllerName = regexp.MustCompile(`^nvme\d+$`)
 
+// firstOf is the first attribute that says something. Of disks that have no such
+// number the kernel fails to read it.
 func (r *reader) firstOf(names ...string) string {
+	quiet := &reader{sys: r.sys}
 	for _, name := range names {
-		if text := r.text(name); text != "" {
+		if text := quiet.text(name); text != "" {
 			return text
 		}
 	}

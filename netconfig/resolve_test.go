@@ -74,6 +74,7 @@ const (
 	hostMAC   = "de:ad:be:ef:00:01"
 	secondMAC = "de:ad:be:ef:00:02"
 	thirdMAC  = "de:ad:be:ef:00:03"
+	fourthMAC = "de:ad:be:ef:00:04"
 )
 
 // golden compares got with a file under testdata; UPDATE_GOLDEN=1 writes it.
@@ -122,6 +123,10 @@ func TestResolveGolden(t *testing.T) {
 		{name: "bridge-only", nics: []netconfig.NIC{nic(t, "eth0", hostMAC), nic(t, "eth1", secondMAC), nic(t, "eth2", thirdMAC)},
 			spec: func(s *netconfig.Spec) {
 				s.Entries = append(s.Entries, netconfig.Entry{MAC: mac(t, secondMAC), SubnetID: "Dev"})
+			}},
+		{name: "four-nics", nics: []netconfig.NIC{nic(t, "eth0", hostMAC), nic(t, "eth1", secondMAC), nic(t, "eth2", thirdMAC), nic(t, "eth3", fourthMAC)},
+			spec: func(s *netconfig.Spec) {
+				s.Entries = append(s.Entries, netconfig.Entry{MAC: mac(t, secondMAC), SubnetID: "Dev"}, netconfig.Entry{IP: addr("192.168.120.9")})
 			}},
 		{name: "gateway-subnet", nics: []netconfig.NIC{nic(t, "eth0", hostMAC), nic(t, "eth1", secondMAC)},
 			spec: func(s *netconfig.Spec) {

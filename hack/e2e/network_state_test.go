@@ -144,6 +144,9 @@ func (s networkState) against(c netconfig.Config) []string {
 		for _, text := range linkAgainst(got, want, c) {
 			wrong("%s: %s", want.Name, text)
 		}
+		if want.Kind == netconfig.VLAN && want.MTU == 0 && got.MTU != s.links[want.Parent].MTU {
+			wrong("%s: the MTU is %d, its parent's is %d", want.Name, got.MTU, s.links[want.Parent].MTU)
+		}
 	}
 	all = append(append(all, s.portsAgainst(c)...), s.routesAgainst(c)...)
 	return append(all, s.resolverAgainst(c)...)

@@ -93,7 +93,7 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ";
 // were silent: what a server has said, it will say again.
 func mayWorkLater(err error) bool {
 	code := progress.Code(err)
-	return code == "NET-003" || code == fetch.CodeNoAnswer
+	return code == dhcp.CodeNoLease || code == fetch.CodeNoAnswer
 }
 
 // tryLease uses a lease, and takes it back where that comes to nothing.
@@ -135,29 +135,10 @@ func (i *installation) checkSource(ctx context.Context, attempt attempt) error {
 	if err != nil {
 		return err
 	}
-	if err := namesThisMachine(i.config.Network, nics); err != nil {
+	if err := i.config.Network.NamesOneOf(nics); err != nil {
 		return err
 	}
 	return i.connect(ctx, progress.Config)
-}
-
-// namesThisMachine is nil where no entry, or one at least, has the MAC address
-// of a NIC.
-func namesThisMachine(spec netconfig.Spec, nics []netconfig.NIC) error {
-	var named []string
-	for _, entry := range spec.Entries {
-		if entry.MAC.IsZero() {
-			continue
-		}
-		if slices.ContainsFunc(nics, func(nic netconfig.NIC) bool { return nic.MAC == entry.MAC || nic.PermanentMAC == entry.MAC }) {
-			return nil
-		}
-		named = append(named, entry.MAC.String())
-	}
-	if len(named) == 0 {
-		return nil
-	}
-	return netconfig.NewError("CNF-001", "the configuration is another machine's: it names %s, which is no NIC of this one", strings.Join(named, ", "))
 }
 
 // leaseAndConfigure asks for a lease and uses it until the installation ends.

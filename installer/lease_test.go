@@ -11,6 +11,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/netconfig/dhcp"
 )
 
 // An installer whose configuration came with its medium sits on the bond and
@@ -71,31 +72,13 @@ func TestBeneath(t *testing.T) {
 	}
 }
 
-func TestNamesThisMachine(t *testing.T) {
-	nics := []netconfig.NIC{{MAC: netconfig.MAC{2, 1}, PermanentMAC: netconfig.MAC{2, 9}}, {MAC: netconfig.MAC{2, 2}}}
-	for _, test := range []struct {
-		entries []netconfig.Entry
-		want    bool
-	}{
-		{nil, true},
-		{[]netconfig.Entry{{IP: netip.MustParseAddr("10.0.0.1")}}, true},
-		{[]netconfig.Entry{{MAC: netconfig.MAC{2, 9}}}, true},
-		{[]netconfig.Entry{{MAC: netconfig.MAC{2, 7}}, {MAC: netconfig.MAC{2, 2}}}, true},
-		{[]netconfig.Entry{{MAC: netconfig.MAC{2, 7}}}, false},
-	} {
-		if err := namesThisMachine(netconfig.Spec{Entries: test.entries}, nics); (err == nil) != test.want {
-			t.Errorf("%+v: %v", test.entries, err)
-		}
-	}
-}
-
 // What a server has said it will say again; only silence may end.
 func TestMayWorkLater(t *testing.T) {
 	for _, test := range []struct {
 		err  error
 		want bool
 	}{
-		{netconfig.NewError("NET-003", "no lease"), true},
+		{netconfig.NewError(dhcp.CodeNoLease, "no lease"), true},
 		{netconfig.NewError(fetch.CodeNoAnswer, "silent"), true},
 		{netconfig.NewError("CFG-101", "no config.json"), false},
 		{errors.New("something else"), false},

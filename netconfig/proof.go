@@ -115,6 +115,26 @@ func gatewaysOf(spec Spec, i, upper Interface) []netip.Addr {
 	return out
 }
 
+// NamesOneOf is nil where no entry, or one at least, has the MAC address of one
+// of the NICs. Otherwise the configuration is another machine's: the error has
+// code CNF-001.
+func (s Spec) NamesOneOf(nics []NIC) error {
+	var named []string
+	for _, entry := range s.Entries {
+		if entry.MAC.IsZero() {
+			continue
+		}
+		if slices.ContainsFunc(nics, func(nic NIC) bool { return nic.MAC == entry.MAC || nic.PermanentMAC == entry.MAC }) {
+			return nil
+		}
+		named = append(named, entry.MAC.String())
+	}
+	if len(named) == 0 {
+		return nil
+	}
+	return NewError("CNF-001", "the configuration is another machine's: it names %s, which is no NIC of this one", strings.Join(named, ", "))
+}
+
 // OnlyLease says that the segments are nothing but what the installer's own
 // lease has shown to work: its NIC, without a VLAN, with its address.
 func OnlyLease(segments []Segment, nics []NIC) bool {

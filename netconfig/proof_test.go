@@ -85,3 +85,21 @@ func TestOnlyLease(t *testing.T) {
 		}
 	}
 }
+
+func TestNamesOneOf(t *testing.T) {
+	nics := []netconfig.NIC{{MAC: netconfig.MAC{2, 1}, PermanentMAC: netconfig.MAC{2, 9}}, {MAC: netconfig.MAC{2, 2}}}
+	for _, test := range []struct {
+		entries []netconfig.Entry
+		want    bool
+	}{
+		{nil, true},
+		{[]netconfig.Entry{{IP: netip.MustParseAddr("10.0.0.1")}}, true},
+		{[]netconfig.Entry{{MAC: netconfig.MAC{2, 9}}}, true},
+		{[]netconfig.Entry{{MAC: netconfig.MAC{2, 7}}, {MAC: netconfig.MAC{2, 2}}}, true},
+		{[]netconfig.Entry{{MAC: netconfig.MAC{2, 7}}}, false},
+	} {
+		if err := (netconfig.Spec{Entries: test.entries}).NamesOneOf(nics); (err == nil) != test.want {
+			t.Errorf("%+v: %v", test.entries, err)
+		}
+	}
+}

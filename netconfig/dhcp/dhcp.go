@@ -45,6 +45,9 @@ type Options struct {
 	Report func(text string)
 }
 
+// CodeNoLease is the code of a lease that could not be had.
+const CodeNoLease = "NET-003"
+
 const (
 	defaultDeadline  = 120 * time.Second
 	defaultGrace     = 5 * time.Second

@@ -355,7 +355,7 @@ func (s *Search) nothing() error {
 	if len(list) == 0 {
 		return netconfig.NewError("NET-001", "no network interface with a link to ask for an address")
 	}
-	return netconfig.NewError("NET-003", "no DHCP server gave an address within %v: %s", s.options.Deadline, strings.Join(list, "; "))
+	return netconfig.NewError(CodeNoLease, "no DHCP server gave an address within %v: %s", s.options.Deadline, strings.Join(list, "; "))
 }
 
 // Take accepts an offer, and returns the lease that came of it. Give it back
@@ -369,7 +369,7 @@ func (s *Search) Take(ctx context.Context, o Offer) (Lease, error) {
 		lease, err = take4(ctx, o, s.options)
 	}
 	if err != nil {
-		return Lease{}, netconfig.NewError("NET-003", "%s: %w", o, err)
+		return Lease{}, netconfig.NewError(CodeNoLease, "%s: %w", o, err)
 	}
 	s.options.Report(fmt.Sprintf("%s: lease of %s from %s", lease.Interface, lease.Address, lease.Server))
 	return lease, nil

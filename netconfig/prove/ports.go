@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -390,20 +391,25 @@ func (t *trial) connection() (connection, error) {
 	return c, nil
 }
 
-// reconnect makes the port what it was, and waits until its gateway answers.
+// reconnect makes the port what it was, as far as that goes whatever fails, and
+// waits until its gateway answers.
 func (t *trial) reconnect(c connection) error {
 	name := c.port.Attrs().Name
-	if err := errors.Join(t.outer.LinkSetNoMaster(c.port), t.outer.LinkSetMTU(c.port, c.mtu), t.outer.LinkSetUp(c.port)); err != nil {
-		return netconfig.NewError(CodePutBack, "taking %s out of the bond: %w", name, err)
+	var errs []error
+	note := func(what string, err error) {
+		if err != nil {
+			errs = append(errs, netconfig.NewError(CodePutBack, "%s: %s: %w", name, what, err))
+		}
 	}
+	note("leaving the bond", t.outer.LinkSetNoMaster(c.port))
+	note("setting its MTU", t.outer.LinkSetMTU(c.port, c.mtu))
+	note("raising it", t.outer.LinkSetUp(c.port))
 	for _, a := range c.addresses {
-		if a.IP.IsLinkLocalUnicast() {
-			continue // the kernel makes it
+		if remade(a) {
+			continue
 		}
 		a.Flags &^= unix.IFA_F_TENTATIVE
-		if err := t.outer.AddrReplace(c.port, &a); err != nil {
-			return netconfig.NewError(CodePutBack, "giving %s its address %s again: %w", name, a.IPNet, err)
-		}
+		note("giving it its address "+a.IPNet.String(), t.outer.AddrReplace(c.port, &a))
 	}
 	var gateways []netip.Addr
 	for _, direct := range []bool{true, false} { // gateways are reached through routes to the link itself
@@ -411,15 +417,27 @@ func (t *trial) reconnect(c connection) error {
 			if (route.Gw == nil) != direct {
 				continue
 			}
-			if err := t.outer.RouteReplace(&route); err != nil {
-				return netconfig.NewError(CodePutBack, "giving %s its route to %s again: %w", name, route.Dst, err)
-			}
+			note(fmt.Sprintf("giving it its route to %v", route.Dst), t.outer.RouteReplace(&route))
 			if gateway, ok := netip.AddrFromSlice(route.Gw); ok {
 				gateways = append(gateways, gateway.Unmap())
 			}
 		}
 	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
 	return t.awaitConnection(name, gateways)
+}
+
+// remade is true of addresses that the kernel makes itself: its own of the link,
+// and those with a router's prefix.
+func remade(a netlink.Addr) bool {
+	if a.IP.To4() != nil {
+		return false
+	}
+	bits, of := a.Mask.Size()
+	forEver := a.ValidLft == 0 || uint32(a.ValidLft) == math.MaxUint32
+	return a.IP.IsLinkLocalUnicast() || bits < of && !forEver
 }
 
 // awaitConnection waits until a gateway of IPv4 answers: a spanning tree may

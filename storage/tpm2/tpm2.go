@@ -11,6 +11,7 @@ package tpm2
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -54,7 +55,28 @@ func Open(path string) (*TPM, error) {
 }
 
 // New is a TPM behind a connection, which Close closes.
-func New(device transport.TPMCloser) *TPM { return &TPM{device} }
+func New(device transport.TPMCloser) *TPM { return &TPM{insistent{device}} }
+
+// insistent says again what the TPM was too busy for: such a command has not
+// begun (TPM_RC_RETRY; TPM 2.0 Library, part 2, 6.6.3).
+type insistent struct{ transport.TPMCloser }
+
+// How often, and how long apart, something is said again: ten seconds in all.
+const (
+	retries    = 200
+	retryPause = 50 * time.Millisecond
+)
+
+// Send implements transport.TPM.
+func (i insistent) Send(command []byte) ([]byte, error) {
+	for try := 0; ; try++ {
+		answer, err := i.TPMCloser.Send(command)
+		if err != nil || try == retries || len(answer) < 10 || gotpm.TPMRC(binary.BigEndian.Uint32(answer[6:])) != gotpm.TPMRCRetry {
+			return answer, err
+		}
+		time.Sleep(retryPause)
+	}
+}
 
 // Close lets go of the TPM.
 func (t *TPM) Close() error {

@@ -134,6 +134,27 @@ type stuck struct{ until chan struct{} }
 func (s stuck) Send([]byte) ([]byte, error) { <-s.until; return nil, os.ErrClosed }
 func (s stuck) Close() error                { return nil }
 
+// busy is a TPM that is busy at first.
+type busy struct {
+	*tpm2test.Chip
+	times int
+}
+
+func (b *busy) Send(command []byte) ([]byte, error) {
+	if b.times--; b.times >= 0 {
+		return []byte{0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x09, 0x22}, nil // TPM_RC_RETRY
+	}
+	return b.Wire().Send(command)
+}
+
+func TestBusy(t *testing.T) {
+	b := &busy{tpm2test.Measured(t), 3}
+	values, err := tpm2.New(b).Values(t.Context())
+	if err != nil || tpm2.Unmeasured(values[7]) != "" || b.times >= 0 {
+		t.Errorf("%v, %d", err, b.times)
+	}
+}
+
 func TestStuck(t *testing.T) {
 	s := stuck{make(chan struct{})}
 	defer close(s.until)

@@ -116,6 +116,9 @@ func (c *Chip) Extend(t *testing.T, pcr uint, what string) {
 	}
 }
 
+// Wire is the connection to the TPM.
+func (c *Chip) Wire() transport.TPM { return c.wire }
+
 // Said is every byte that went to the TPM or came from it.
 func (c *Chip) Said() []byte {
 	c.wire.mu.Lock()

@@ -210,14 +210,14 @@ func Stream(ctx context.Context, servers []Fetcher, sink Sink, need []image.Obje
 		}
 	}
 	return s.fetch(ctx, servers, func(ctx context.Context, out chan<- []object.Digest) error {
-		group, ctx := errgroup.WithContext(ctx)
+		both, until := errgroup.WithContext(ctx)
 		var damaged []image.Object
-		group.Go(func() (err error) {
-			damaged, err = s.copyHeld(ctx, o.Held, here)
+		both.Go(func() (err error) {
+			damaged, err = s.copyHeld(until, o.Held, here)
 			return err
 		})
-		group.Go(func() error { return s.send(ctx, away, out) })
-		if err := group.Wait(); err != nil {
+		both.Go(func() error { return s.send(until, away, out) })
+		if err := both.Wait(); err != nil {
 			return err
 		}
 		return s.send(ctx, damaged, out)

@@ -34,9 +34,12 @@ initramfs: setup
 rootfs: setup
 	@hack/demo/rootfs
 
-# The same root with each program for the network, for the tests.
+# The same root with each program for the network, and those for encryption and
+# for disks, for the tests.
 roots: rootfs
 	@hack/network/roots
+	@hack/demo/rootfs dracut
+	@hack/demo/rootfs storage
 
 # The main job, from PXE to a login prompt. What it needs is made side by side:
 # the root file-system waits for the network, and the compiler does not.

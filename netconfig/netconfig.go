@@ -161,8 +161,9 @@ type Interface struct {
 	Bridge *BridgeOptions `json:"bridge,omitempty"`
 
 	DHCP4 bool `json:"dhcp4,omitempty"`
-	// AcceptRA asks for IPv6 router advertisements (RFC 4861); false leaves
-	// what the network stack does by itself.
+	// AcceptRA asks for IPv6 router advertisements (RFC 4861); none is believed
+	// without it. An interface without it and without any address has no
+	// link-local address either.
 	AcceptRA  bool           `json:"acceptRA,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	// Gateway of the default route; the zero Addr on all but one interface.

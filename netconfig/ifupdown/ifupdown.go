@@ -170,10 +170,29 @@ func making(i netconfig.Interface) []string {
 		// bond, and all VLANs with it: better slow than out of reach.
 		preUp("ip link set dev %s mtu %d || true", i.Name, i.MTU)
 	}
+	lines = append(lines, quiet(i)...)
 	if i.Kind == netconfig.Bond || i.Kind == netconfig.Bridge {
 		lines = append(lines, "post-down ip link del dev "+i.Name)
 	}
 	return lines
+}
+
+// quiet keeps the kernel from making IPv6 addresses and routes that nobody
+// wants, where it speaks IPv6: by itself it gives every interface a link-local
+// address, by which guests would reach the host through a bridge, and believes
+// every router (Documentation/networking/ip-sysctl.rst).
+func quiet(i netconfig.Interface) []string {
+	var name, value string
+	switch {
+	case i.AcceptRA:
+		return nil
+	case len(i.Addresses) > 0 || i.DHCP4:
+		name, value = "accept_ra", "0"
+	default:
+		name, value = "disable_ipv6", "1"
+	}
+	file := "/proc/sys/net/ipv6/conf/" + i.Name + "/" + name
+	return []string{fmt.Sprintf("pre-up ! test -e %s || echo %s >%s", file, value, file)}
 }
 
 // modeOptions are the options that the bond's mode has.

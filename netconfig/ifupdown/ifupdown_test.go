@@ -124,6 +124,12 @@ func TestIfupMakesTheBridge(t *testing.T) {
 	if got := in("ip", "link", "show", "master", "br100"); !strings.Contains(got, "lan0") || !strings.Contains(got, "state UP") {
 		t.Errorf("ports of br100: %s", got)
 	}
+	if got := in("ip", "-6", "address", "show", "dev", "lan0"); got != "" {
+		t.Errorf("the port of the bridge has an address: %s", got)
+	}
+	if got := in("cat", "/proc/sys/net/ipv6/conf/br100/accept_ra"); got != "0\n" {
+		t.Errorf("the bridge believes routers: accept_ra is %s", got)
+	}
 	if got := in("ip", "route", "show", "default"); !strings.Contains(got, "via 192.168.100.1 dev br100") {
 		t.Errorf("default route: %s", got)
 	}

@@ -183,7 +183,7 @@ func (x *exampleSite) inspect(ctx context.Context, t *testing.T, s *netswitch.Sw
 		t.Fatal(err)
 	}
 	defer shell.Close()
-	settle(ctx, t, shell, x.config)
+	settle(ctx, t, shell, x.config, false)
 	outside(ctx, t, s, shell, x.lan)
 	// As a person would ask, by the names that the configuration has.
 	for command, want := range map[string]string{

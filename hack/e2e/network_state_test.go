@@ -74,6 +74,9 @@ type networkState struct {
 	resolv   string // /etc/resolv.conf
 	resolved string // resolvectl, where there is one
 	failed   string // units
+	// deaf says that the machine's programs hear of no name server that came by
+	// DHCP, of which the plan warns.
+	deaf bool
 }
 
 // readNetwork asks the machine.
@@ -310,7 +313,7 @@ func (s networkState) resolverAgainst(c netconfig.Config) []string {
 	}
 	words := strings.Fields(where)
 	servers := c.DNS
-	if slices.ContainsFunc(c.Interfaces, func(i netconfig.Interface) bool { return i.DHCP4 }) {
+	if !s.deaf && slices.ContainsFunc(c.Interfaces, func(i netconfig.Interface) bool { return i.DHCP4 }) {
 		servers = append(slices.Clone(servers), netip.MustParseAddr("192.168.77.53"))
 	}
 	for _, server := range servers {

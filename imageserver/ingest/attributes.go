@@ -30,7 +30,7 @@ func wantedContent(p string) bool {
 	case "etc/os-release", "usr/lib/os-release",
 		"etc/passwd", "etc/group",
 		"var/lib/dpkg/status", "lib/apk/db/installed", "usr/lib/apk/db/installed",
-		"etc/cryptsetup-initramfs/conf-hook",
+		"etc/cryptsetup-initramfs/conf-hook", "etc/mkinitcpio.conf",
 		"etc/kernel/cmdline", "usr/lib/kernel/cmdline", "etc/default/grub":
 		return true
 	}
@@ -614,8 +614,14 @@ func (s *scan) unlock(initramfs string) []string {
 			found = append(found, "tpm2")
 		}
 	case "mkinitcpio":
-		if s.has("usr/lib/initcpio/install/sd-encrypt") || s.has("usr/lib/initcpio/install/encrypt") {
+		// The other hook, encrypt, knows only words of its own on the kernel's
+		// command line.
+		hooks := assignments(s.content("etc/mkinitcpio.conf"))["HOOKS"]
+		if slices.Contains(strings.Fields(strings.Trim(hooks, "()")), "sd-encrypt") {
 			found = append(found, "passphrase", "keyfile")
+			if s.tpm2Token() {
+				found = append(found, "tpm2")
+			}
 		}
 	}
 	if clevis {

@@ -116,11 +116,11 @@ func TestAttributes(t *testing.T) {
 		}},
 		"Arch": {append(merged,
 			regular("boot/vmlinuz-linux", "k"), regular("boot/initramfs-linux.img", "i"), directory("usr/lib/modules/6.11.5-arch1-1"),
-			program("usr/bin/mkinitcpio", "#!"), regular("usr/lib/initcpio/install/sd-encrypt", "x"),
+			program("usr/bin/mkinitcpio", "#!"), regular("etc/mkinitcpio.conf", "MODULES=()\nHOOKS=(base systemd autodetect block sd-encrypt filesystems)\n"), regular("usr/lib/cryptsetup/libcryptsetup-token-systemd-tpm2.so", "x"),
 			regular("var/lib/pacman/local/bash-5.2-1/desc", "%NAME%\nbash\n\n%VERSION%\n5.2-1\n\n%ARCH%\nx86_64\n\n"),
 		), map[string]string{
 			image.AttrKernel: "boot/vmlinuz-linux", image.AttrKernelVersion: "6.11.5-arch1-1", image.AttrInitrd: "boot/initramfs-linux.img",
-			image.AttrInitramfs: "mkinitcpio", image.AttrUnlock: "passphrase,keyfile", image.AttrPackages: lines("bash 5.2-1 x86_64"), image.AttrPackageCount: "1", image.AttrPackageDatabase: "pacman",
+			image.AttrInitramfs: "mkinitcpio", image.AttrUnlock: "passphrase,keyfile,tpm2", image.AttrPackages: lines("bash 5.2-1 x86_64"), image.AttrPackageCount: "1", image.AttrPackageDatabase: "pacman",
 		}},
 		"kernel by link only": {[]entry{
 			symlink("vmlinuz", "usr/share/kernels/vmlinuz-6.1.0-27-amd64"), regular("usr/share/kernels/vmlinuz-6.1.0-27-amd64", "k"),

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"path"
@@ -50,7 +51,7 @@ func (d *decision) decideEncryption(layout storage.Layout) {
 	ways := make(map[storage.Unlock][]string)
 	for _, v := range encrypted {
 		l := v.Partition.LUKS
-		ways[l.Unlock] = append(ways[l.Unlock], v.MountPoint())
+		ways[l.Unlock] = append(ways[l.Unlock], cmp.Or(v.MountPoint(), v.Partition.FileSystem)) // swap is mounted nowhere
 		if v.MountPoint() == "/" {
 			d.checkRootUnlock(*l)
 		}

@@ -25,6 +25,7 @@ type trial struct {
 	outer    *netlink.Handle // in the installer's own namespace, from any thread
 	hardware []net.HardwareAddr
 	bonds    []*bond
+	own      *connection    // of the installer's own port, where that will join a bond
 	undo     []func() error // in the order of doing
 }
 
@@ -225,6 +226,9 @@ func (t *trial) makeBond(s netconfig.Segment) (*bond, error) {
 	for _, name := range s.Ports {
 		if name == t.Own {
 			b.own = true
+			if t.own, err = t.connection(); err != nil {
+				return nil, fmt.Errorf("looking at %s: %w", t.Own, err)
+			}
 			continue
 		}
 		port, err := t.outer.LinkByName(name)
@@ -335,10 +339,7 @@ func (t *trial) join(ctx context.Context, b *bond) (err error) {
 	if b.options.Mode != lacp {
 		return nil // any port that has a link will do
 	}
-	own, err := t.connection()
-	if err != nil {
-		return netconfig.NewError(CodeSetUp, "looking at %s: %w", t.Own, err)
-	}
+	own := *t.own
 	master, err := t.outer.LinkByName(b.name)
 	if err != nil {
 		return netconfig.NewError(CodeSetUp, "finding the bond: %w", err)
@@ -368,18 +369,18 @@ func (t *trial) join(ctx context.Context, b *bond) (err error) {
 	}
 }
 
-func (t *trial) connection() (connection, error) {
+func (t *trial) connection() (*connection, error) {
 	port, err := t.outer.LinkByName(t.Own)
 	if err != nil {
-		return connection{}, err
+		return nil, err
 	}
-	c := connection{port: port, mtu: port.Attrs().MTU}
+	c := &connection{port: port, mtu: port.Attrs().MTU}
 	if c.addresses, err = t.outer.AddrList(port, netlink.FAMILY_ALL); err != nil {
-		return connection{}, err
+		return nil, err
 	}
 	all, err := t.outer.RouteList(port, netlink.FAMILY_ALL)
 	if err != nil {
-		return connection{}, err
+		return nil, err
 	}
 	for _, route := range all {
 		// The kernel's own come with the addresses, and the routers' by
@@ -391,8 +392,7 @@ func (t *trial) connection() (connection, error) {
 	return c, nil
 }
 
-// reconnect makes the port what it was, as far as that goes whatever fails, and
-// waits until its gateway answers.
+// reconnect makes the port what it was, as far as that goes whatever fails.
 func (t *trial) reconnect(c connection) error {
 	name := c.port.Attrs().Name
 	var errs []error
@@ -411,22 +411,15 @@ func (t *trial) reconnect(c connection) error {
 		a.Flags &^= unix.IFA_F_TENTATIVE
 		note("giving it its address "+a.IPNet.String(), t.outer.AddrReplace(c.port, &a))
 	}
-	var gateways []netip.Addr
 	for _, direct := range []bool{true, false} { // gateways are reached through routes to the link itself
 		for _, route := range c.routes {
 			if (route.Gw == nil) != direct {
 				continue
 			}
 			note(fmt.Sprintf("giving it its route to %v", route.Dst), t.outer.RouteReplace(&route))
-			if gateway, ok := netip.AddrFromSlice(route.Gw); ok {
-				gateways = append(gateways, gateway.Unmap())
-			}
 		}
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
-	return t.awaitConnection(name, gateways)
+	return errors.Join(errs...)
 }
 
 // remade is true of addresses that the kernel makes itself: its own of the link,
@@ -440,20 +433,25 @@ func remade(a netlink.Addr) bool {
 	return a.IP.IsLinkLocalUnicast() || bits < of && !forEver
 }
 
-// awaitConnection waits until a gateway of IPv4 answers: a spanning tree may
-// keep the port silent for a while.
-func (t *trial) awaitConnection(name string, gateways []netip.Addr) error {
-	gateways = slices.DeleteFunc(gateways, func(a netip.Addr) bool { return !a.Is4() })
-	if len(gateways) == 0 {
+// awaitConnection waits until a gateway of IPv4 answers on the installer's own
+// port, where that was to join a bond: a switch that has spoken LACP on the other
+// ports may have let it fall silent, and takes a while to change its mind.
+func (t *trial) awaitConnection(ctx context.Context) error {
+	if t.own == nil {
 		return nil
 	}
-	conn, err := openARP(name)
+	n := slices.IndexFunc(t.own.routes, func(r netlink.Route) bool { return r.Gw.To4() != nil })
+	if n < 0 {
+		return nil
+	}
+	gateway, _ := netip.AddrFromSlice(t.own.routes[n].Gw.To4()) // four bytes
+	conn, err := openARP(t.Own)
 	if err != nil {
 		return netconfig.NewError(CodePutBack, "%w", err)
 	}
 	defer conn.close()
-	if _, err := conn.resolve(context.Background(), orNobody(t.OwnAddress), gateways[0], t.Bounced); err != nil {
-		return netconfig.NewError(CodePutBack, "the gateway %s does not answer on %s any more: %w", gateways[0], name, err)
+	if _, err := conn.resolve(ctx, orNobody(t.OwnAddress), gateway, t.Back); err != nil {
+		return netconfig.NewError(CodePutBack, "the gateway %s does not answer on %s any more: %w", gateway, t.Own, err)
 	}
 	return nil
 }

@@ -40,6 +40,7 @@ const JoinLimit = 20 * time.Second
 const (
 	defaultWait    = 10 * time.Second
 	defaultBounced = 50 * time.Second // a spanning tree needs 30 s to let a port speak
+	defaultBack    = 2 * time.Minute  // a switch falls back to ports without LACP after 90 s
 )
 
 // Options say what to try.
@@ -56,8 +57,10 @@ type Options struct {
 	// reported by Warn: an installed system can live without them.
 	All bool
 	// Wait is how long an answer is waited for, and Bounced the same where a
-	// port has just been taken down and up; 0 means 10 s and 50 s.
-	Wait, Bounced time.Duration
+	// port has just been taken down and up; Back, where a switch that spoke LACP
+	// on the other ports of the installer's own bond has let that one fall
+	// silent. 0 means 10 s, 50 s and 2 min.
+	Wait, Bounced, Back time.Duration
 	// Report is told what answers, Warn what does not and need not, Announce
 	// (true, then false) that the installer's own port leaves for a while.
 	// They may be called from several goroutines.
@@ -76,6 +79,9 @@ func Run(ctx context.Context, o Options) error {
 	if o.Bounced == 0 {
 		o.Bounced = defaultBounced
 	}
+	if o.Back == 0 {
+		o.Back = defaultBack
+	}
 	if o.second == 0 {
 		o.second = time.Second
 	}
@@ -85,7 +91,10 @@ func Run(ctx context.Context, o Options) error {
 	}
 	err = t.run(ctx)
 	// What was made is taken down also when ctx has ended.
-	return errors.Join(err, t.putBack())
+	if err = errors.Join(err, t.putBack()); err != nil {
+		return err
+	}
+	return t.awaitConnection(ctx)
 }
 
 // run makes the bonds, asks on every segment, and lets the installer's own port

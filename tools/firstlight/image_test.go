@@ -303,3 +303,43 @@ func TestSources(t *testing.T) {
 		}
 	}
 }
+
+// TestExportDiskRefused: what cannot become a disk is refused before a machine is
+// started.
+func TestExportDiskRefused(t *testing.T) {
+	l := newLab(t)
+	l.must(t, "image", "add", "a/1", tree(t), "--quiet")
+	out := filepath.Join(t.TempDir(), "disk")
+	for _, test := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--format", "raw"}, exitRefused, "cannot be made a bootable disk"},
+		{[]string{"--format", "qcow2", "--firmware", "uefi"}, exitRefused, "cannot be made a bootable disk"},
+		{[]string{"--format", "raw", "--firmware", "openboot"}, exitUsage, "bios or uefi"},
+		{[]string{"--format", "raw", "--accel", "xen"}, exitUsage, "kvm or tcg"},
+		{[]string{"--format", "vmdk"}, exitUsage, "tar, oci, raw or qcow2"},
+	} {
+		_, stderr, code := l.run(t, append([]string{"image", "export", "a/1", "--file", out}, test.args...)...)
+		if code != test.code || !strings.Contains(stderr, test.says) {
+			t.Errorf("%v: exit %d: %s", test.args, code, stderr)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	for text, want := range map[string]int64{"8GiB": 8 << 30, "8G": 8 << 30, "20GB": 20e9 / 512 * 512, "1TiB": 1 << 40, "8589934592": 8 << 30, "100MiB": 100 << 20} {
+		if got, err := parseSize(text); err != nil || got != want {
+			t.Errorf("%s: %d, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "GiB", "-1GiB", "8 GiB", "8XiB", "9223372036854775807GiB", "0", "1e9"} {
+		if got, err := parseSize(text); err == nil {
+			t.Errorf("%q is %d", text, got)
+		}
+	}
+}

@@ -10,7 +10,7 @@ import (
 
 func TestWaitingForAVolumeEndsWhenItIsReadyOrNeverWillBe(t *testing.T) {
 	layout := storage.Layout{Disks: []storage.DiskLayout{{Partitions: []storage.Partition{
-		{Number: 1, MountPoint: "/home"}, {Number: 2, MountPoint: "/"}, {Number: 3},
+		{Number: 1, MountPoint: "/home", FileSystem: storage.Ext4}, {Number: 2, MountPoint: "/", FileSystem: storage.Ext4}, {Number: 3},
 	}}}}
 	v := newVolumes(layout)
 	v.markReady("/")

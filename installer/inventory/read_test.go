@@ -169,7 +169,7 @@ func TestJSONRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(d, back); diff != "" {
+	if diff := cmp.Diff(d, back, prefixes); diff != "" {
 		t.Errorf("-written +read:\n%s", diff)
 	}
 	for name, bad := range map[string]string{

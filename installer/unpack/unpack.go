@@ -100,7 +100,7 @@ func (u *unpacker) run(ctx context.Context, root *os.Root, m *image.Manifest, o 
 		u.options.Workers = defaultWorkers
 	}
 	for _, e := range m.Entries {
-		if e.Type == image.File {
+		if e.Type == image.File && !u.kept(e.Path) {
 			u.total += e.Size
 		}
 	}

@@ -542,3 +542,48 @@ func BenchmarkUnpack(b *testing.B) {
 		}
 	})
 }
+
+func TestRunLeavesKeptVolumesAlone(t *testing.T) { bothWays(t, runLeavesKeptVolumesAlone) }
+
+// What is on a volume that is kept stays as it is, and nothing is added: not even
+// the owner of its top directory changes. What has a further name there is
+// written where it has another.
+func runLeavesKeptVolumesAlone(t *testing.T, run runner) {
+	needRoot(t)
+	store, dir := memory{}, t.TempDir()
+	m := tree(store)
+	log := filepath.Join(dir, "var/log")
+	if err := os.MkdirAll(log, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(log, "random"), []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(log, 55, 66); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(log, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	before := read(t, log)
+	var last [2]uint64
+	o := unpack.Options{
+		Volumes: []unpack.Volume{{MountPoint: "/"}, {MountPoint: "/var/log", Kept: true}},
+		Report:  func(done, total uint64) { last = [2]uint64{done, total} },
+	}
+	if err := run(t.Context(), store, openRoot(t, dir), m, o); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, read(t, log)); diff != "" {
+		t.Errorf("what was kept has changed:\n%s", diff)
+	}
+	if info, err := os.Stat(log); err != nil || info.Mode().Perm() != 0o711 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "random")); err != nil {
+		t.Error(err)
+	}
+	if last[0] != last[1] {
+		t.Errorf("%d of %d bytes were written", last[0], last[1])
+	}
+}

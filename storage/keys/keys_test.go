@@ -239,3 +239,49 @@ func TestRecoveryKey(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The key of a volume that is kept is taken over once, into locked memory, and
+// wiped with the others and where it came from.
+func TestAdopt(t *testing.T) {
+	l := everything()
+	for i := range l.Disks[0].Partitions {
+		if p := &l.Disks[0].Partitions[i]; p.LUKS.Mapping == "data" {
+			p.Kept = true
+		}
+	}
+	k, err := New(l, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.Slots("data") != nil || len(k.Slots("home")) != 3 {
+		t.Errorf("keys were made for a volume that is kept: %v", k.Slots("data"))
+	}
+	given := []byte("an old key, of any length")
+	key := bytes.Clone(given)
+	if err := k.Adopt("data", key); err != nil {
+		t.Fatal(err)
+	}
+	if len(bytes.Trim(key, "\x00")) > 0 {
+		t.Error("the key that was given is not wiped")
+	}
+	slots := k.Slots("data")
+	if len(slots) != 1 || slots[0].Number != AnySlot || slots[0].Kind != storage.SlotKeyFile || !bytes.Equal(slots[0].Key, given) {
+		t.Errorf("%+v", slots)
+	}
+	if locked, flags := smaps(t, uintptr(unsafe.Pointer(unsafe.SliceData(slots[0].Key)))); locked == 0 || !strings.Contains(flags, " lo") || !strings.Contains(flags, " dd") {
+		t.Errorf("%d kB are locked, flags %s", locked, flags)
+	}
+	for mapping, key := range map[string]string{"home": "k", "data": ""} {
+		if err := k.Adopt(mapping, []byte(key)); code(err) != storage.CodeKeyMemory {
+			t.Errorf("%s: %v", mapping, err)
+		}
+	}
+	for range 2 {
+		if err := k.Wipe(); err != nil {
+			t.Error(err)
+		}
+	}
+	if k.Slots("data") != nil {
+		t.Error("the key is still there")
+	}
+}

@@ -33,11 +33,12 @@ const streamingBytes = 48 << 20
 // objects, or with LowMemory what fits.
 func (d *decision) decideMemory() {
 	p := &d.plan
-	count := newCount()
+	tools := newCount()
 	if d.tools != nil {
-		count.add(d.image.toolsImage())
+		tools.add(d.image.toolsImage())
 	}
-	tools := count.stage()
+	// The image first: of an object that both have, its server knows the size.
+	count := newCount()
 	count.add(d.image)
 	if d.image.Tools != nil {
 		count.add(*d.image.Tools)
@@ -54,7 +55,7 @@ func (d *decision) decideMemory() {
 	// What custom programmes run from is unpacked before a disk is touched.
 	least := uint64(0)
 	if d.tools != nil {
-		least = tools
+		least = tools.stage()
 	}
 	low := roundUp(working+streamingBytes+least, 1<<20)
 	if d.config.Install.LowMemory && low <= p.MemoryHave {

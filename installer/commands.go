@@ -134,7 +134,10 @@ func listDrives(ctx context.Context, s *session, _ []string) error {
 		return err
 	}
 	for _, disk := range s.inventory.Disks {
-		fmt.Fprintf(s.stdout, "%s\t%s\t%s\t%s\n", disk.Path, storage.Bytes(disk.Size), disk.Model, disk.Serial)
+		fmt.Fprintf(s.stdout, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", disk.Path, storage.Bytes(disk.Size), disk.Model, disk.Serial, disk.Transport, disk.WWN, disk.ByPath)
+		if ok, why := disk.Usable(); !ok {
+			fmt.Fprintf(s.stdout, "\tnever used: %s\n", why)
+		}
 		for _, content := range disk.Contents {
 			fmt.Fprintf(s.stdout, "\t%s\t%s\t%s\t%s\n", content.Where, content.Kind, storage.Bytes(content.Size), content.Label)
 		}

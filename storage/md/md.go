@@ -18,7 +18,7 @@ func Create(a storage.Array) tool.Cmd {
 	args := []string{
 		"--create", a.Node, "--run", "--quiet", "--metadata=" + a.Metadata(),
 		fmt.Sprint("--level=", a.Level), fmt.Sprint("--raid-devices=", len(a.Members)),
-		"--uuid=" + a.UUID, "--name=" + a.Name, "--homehost=<none>",
+		"--uuid=" + a.UUID, "--name=" + a.Name, "--homehost=any",
 	}
 	if !a.AtEnd {
 		args = append(args, fmt.Sprintf("--data-offset=%dK", storage.ArrayOffset>>10))

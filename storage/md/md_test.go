@@ -12,9 +12,9 @@ func TestCreate(t *testing.T) {
 	members := []string{"/dev/nvme0n1p1", "/dev/nvme1n1p1"}
 	a := storage.Array{Name: "root", Node: "/dev/md1", Level: 1, UUID: "702a73ca:b10aad74:8346aebb:4a791d4d", Members: members, MemberBytes: 64 << 20}
 	for want, change := range map[string]func(*storage.Array){
-		"mdadm --create /dev/md1 --run --quiet --metadata=1.2 --level=1 --raid-devices=2 --uuid=702a73ca:b10aad74:8346aebb:4a791d4d --name=root --homehost=<none> --data-offset=2048K --size=65536 --bitmap=internal /dev/nvme0n1p1 /dev/nvme1n1p1": func(*storage.Array) {},
-		"mdadm --create /dev/md1 --run --quiet --metadata=1.0 --level=1 --raid-devices=2 --uuid=702a73ca:b10aad74:8346aebb:4a791d4d --name=root --homehost=<none> --size=65536 --bitmap=internal /dev/nvme0n1p1 /dev/nvme1n1p1":                     func(a *storage.Array) { a.AtEnd = true },
-		"mdadm --create /dev/md1 --run --quiet --metadata=1.2 --level=0 --raid-devices=2 --uuid=702a73ca:b10aad74:8346aebb:4a791d4d --name=root --homehost=<none> --data-offset=2048K --chunk=512 /dev/nvme0n1p1 /dev/nvme1n1p1":                    func(a *storage.Array) { a.Level = 0 },
+		"mdadm --create /dev/md1 --run --quiet --metadata=1.2 --level=1 --raid-devices=2 --uuid=702a73ca:b10aad74:8346aebb:4a791d4d --name=root --homehost=any --data-offset=2048K --size=65536 --bitmap=internal /dev/nvme0n1p1 /dev/nvme1n1p1": func(*storage.Array) {},
+		"mdadm --create /dev/md1 --run --quiet --metadata=1.0 --level=1 --raid-devices=2 --uuid=702a73ca:b10aad74:8346aebb:4a791d4d --name=root --homehost=any --size=65536 --bitmap=internal /dev/nvme0n1p1 /dev/nvme1n1p1":                     func(a *storage.Array) { a.AtEnd = true },
+		"mdadm --create /dev/md1 --run --quiet --metadata=1.2 --level=0 --raid-devices=2 --uuid=702a73ca:b10aad74:8346aebb:4a791d4d --name=root --homehost=any --data-offset=2048K --chunk=512 /dev/nvme0n1p1 /dev/nvme1n1p1":                    func(a *storage.Array) { a.Level = 0 },
 	} {
 		b := a
 		change(&b)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/firstlight/firstlight/imageserver/image"
@@ -139,8 +140,10 @@ func (i *installation) writeKeys(ctx context.Context) error {
 		return err
 	}
 	if i.escrowed != nil {
-		// vfat keeps no modes: the mount's own must be asked for.
-		file := target.File{Path: i.plan.Encryption.RecoveryFile, Mode: 0o700, Data: i.escrowed}
+		file := target.File{Path: i.plan.Encryption.RecoveryFile, Mode: 0o600, Data: i.escrowed}
+		if strings.HasPrefix(file.Path, storage.ESPMountPoint+"/") {
+			file.Mode = 0o700 // vfat has one mode for all, and takes no other
+		}
 		if err := target.Write(i.root, file); err != nil {
 			return err
 		}

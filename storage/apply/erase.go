@@ -70,8 +70,14 @@ func (r *run) erase(ctx context.Context, d storage.DiskLayout, dev block.Device,
 	whole := signature.Without([]signature.Range{{Size: d.Size}}, spared)
 	switch d.Erase {
 	case storage.EraseDiscard:
+		sector := uint64(d.SectorSize)
 		for _, gap := range whole {
-			if ok, err := dev.Discard(gap.Offset, gap.Size); err != nil {
+			// Disks discard whole sectors; what is left at the edges is zeroed below.
+			from, to := (gap.Offset+sector-1)/sector*sector, (gap.Offset+gap.Size)/sector*sector
+			if from >= to {
+				continue
+			}
+			if ok, err := dev.Discard(from, to-from); err != nil {
 				return err
 			} else if !ok {
 				return storage.Errorf(storage.CodeErase, "the disk does not take discards")

@@ -274,47 +274,61 @@ func TestKept(t *testing.T) {
 // Erasing around what is kept writes nothing to it, and at no moment is there a
 // disk without a table that names it.
 func TestKeptIsNeverTouched(t *testing.T) {
-	file := create(t, 192<<20)
-	l := small(t, storage.EraseOverwrite, storage.BIOS, file)
-	disk := &l.Disks[0]
-	last := len(disk.Partitions) - 1
-	disk.Partitions[last].Kept = true
-	sector := int64(disk.SectorSize)
-	from, to := int64(disk.Partitions[last].FirstSector)*sector, int64(disk.Partitions[last].LastSector+1)*sector
-	// The old table names it as well.
-	table, err := gpt.Table(*disk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	noise(t, file, 0, 192<<20)
-	f, err := os.OpenFile(file, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range table {
-		if _, err := f.WriteAt(r.Data, int64(r.Offset)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	dev, err := block.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	watched := &watching{Device: dev, t: t, from: from, to: to, file: file, partition: fmt.Sprint(last + 1)}
-	if err := erasing(t, l, watched, Seams{}); err != nil {
-		t.Fatal(err)
-	}
-	if watched.writes < 3 {
-		t.Errorf("only %d writes were seen", watched.writes)
-	}
-	if n := zeroes(t, file, from, to); n != 0 {
-		t.Errorf("%d bytes of what is kept are zero", n)
-	}
-	if n := zeroes(t, file, 4<<20, from); int64(n) != from-4<<20 {
-		t.Errorf("before what is kept %d bytes are not zero", from-4<<20-int64(n))
+	for _, x := range []struct {
+		erase  storage.Erase
+		sector int
+		size   int64
+	}{
+		{storage.EraseMetadata, 512, 192 << 20}, {storage.EraseOverwrite, 512, 192 << 20}, {storage.EraseDiscard, 512, 192 << 20}, {storage.EraseDiscard, 4096, 704 << 20},
+	} {
+		t.Run(fmt.Sprintf("%s %d", x.erase, x.sector), func(t *testing.T) {
+			firmware := storage.BIOS
+			if x.sector == 4096 {
+				firmware = storage.UEFI
+			}
+			file := create(t, x.size)
+			device := loop(t, file, x.sector)
+			l := small(t, x.erase, firmware, device)
+			disk := &l.Disks[0]
+			last := len(disk.Partitions) - 1
+			disk.Partitions[last].Kept = true
+			from, to := int64(disk.Partitions[last].FirstSector)*int64(x.sector), int64(disk.Partitions[last].LastSector+1)*int64(x.sector)
+			// The old table names it as well.
+			table, err := gpt.Table(*disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			noise(t, device, from-4<<20, to)
+			f, err := os.OpenFile(device, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range table {
+				if _, err := f.WriteAt(r.Data, int64(r.Offset)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(f.Sync(), f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			dev, err := block.Open(device)
+			if err != nil {
+				t.Fatal(err)
+			}
+			watched := &watching{Device: dev, t: t, from: from, to: to, file: device, partition: fmt.Sprint(last + 1)}
+			if err := erasing(t, l, watched, Seams{}); err != nil {
+				t.Fatal(err)
+			}
+			if watched.writes < 3 {
+				t.Errorf("only %d writes were seen", watched.writes)
+			}
+			if n := zeroes(t, file, from, to); n != 0 {
+				t.Errorf("%d bytes of what is kept are zero", n)
+			}
+			if n := zeroes(t, file, from-4<<20, from); x.erase != storage.EraseMetadata && n != 4<<20 {
+				t.Errorf("before what is kept %d bytes are not zero", 4<<20-n)
+			}
+		})
 	}
 }
 
@@ -335,6 +349,13 @@ func (w *watching) WriteAt(p []byte, off int64) (int, error) {
 		w.t.Errorf("a write of %d bytes at %d lies in what is kept", len(p), off)
 	}
 	return w.Device.WriteAt(p, off)
+}
+
+func (w *watching) Discard(offset, size uint64) (bool, error) {
+	if int64(offset) < w.to && int64(offset+size) > w.from {
+		w.t.Errorf("a discard of %d bytes at %d lies in what is kept", size, offset)
+	}
+	return w.Device.Discard(offset, size)
 }
 
 // Uncache is between erasing and the new table.

@@ -102,7 +102,7 @@ func (r *run) holders(d storage.DiskLayout) ([]holder, error) {
 			if slices.ContainsFunc(found, func(h holder) bool { return h.name == name }) {
 				continue
 			}
-			if err := r.onlyOurs(name, found); err != nil {
+			if err := r.onlyOurs(name); err != nil {
 				return err
 			}
 			if err := visit(path.Join("block", name), depth+1); err != nil {
@@ -146,7 +146,7 @@ func (r *run) above(dir string) (names []string) {
 
 // onlyOurs refuses a device that also lies on a disk that the layout does not
 // erase: taking it down may write to all of its members.
-func (r *run) onlyOurs(name string, found []holder) error {
+func (r *run) onlyOurs(name string) error {
 	below, err := fs.ReadDir(r.Sys, "block/"+name+"/slaves")
 	if err != nil {
 		return fmt.Errorf("what %s lies on: %w", name, err)

@@ -141,6 +141,19 @@ func TestRun(t *testing.T) {
 	run(t, "ip", "address", "add", "10.77.0.5/24", "dev", "eth0")
 	serve(t, far)
 	listen(t, far, "6971")
+	if err := askNameServer(t.Context(), netip.MustParseAddrPort("10.77.0.1:53"), 30*time.Second); err != nil {
+		t.Fatalf("the name server does not start: %v", err)
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		conn, err := net.Dial("tcp", "10.77.0.1:6971")
+		if err == nil {
+			_ = conn.Close() // it was only to see that it is there
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the image server does not start: %v", err)
+		}
+	}
 	base := Options{Own: "eth0", OwnAddress: netip.MustParseAddr("10.77.0.5"), Server: netip.MustParseAddrPort("10.77.0.1:6971"), All: true}
 	wrongGateway, otherDNS, bridged := own(), own(), netconfig.Segment{Ports: []string{"eth0"}, Gateways: own().Gateways}
 	wrongGateway.Gateways = []netip.Addr{netip.MustParseAddr("10.77.0.254")}

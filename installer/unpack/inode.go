@@ -143,6 +143,10 @@ func setModeXattrsTimes(fd int, e image.Entry) error {
 	if err := unix.Fchmod(fd, e.Mode&0o7777); err != nil && !hasNoOwners(fd) {
 		return failed("setting the mode of", e.Path, err)
 	}
+	return setXattrsTimes(fd, e)
+}
+
+func setXattrsTimes(fd int, e image.Entry) error {
 	for _, x := range e.Xattrs {
 		if err := unix.Fsetxattr(fd, x.Name, x.Value, 0); err != nil && !hasNoOwners(fd) && !isMemory(fd, err) {
 			return failed("setting the extended attribute "+x.Name+" of", e.Path, err)
@@ -298,7 +302,8 @@ func (w *worker) writeFile(e image.Entry, fill func(fd int) error) (err error) {
 	}
 	fd := -1
 	err = create(in, name, func() (err error) {
-		fd, err = openat(in, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		// Mostly what it is to be; set-id bits come when the content is there.
+		fd, err = openat(in, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, e.Mode&0o777)
 		return err
 	})
 	if err != nil {
@@ -314,8 +319,17 @@ func (w *worker) writeFile(e image.Entry, fill func(fd int) error) (err error) {
 			return err
 		}
 	}
-	if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil && !hasNoOwners(fd) {
-		return failed("setting the owner of", e.Path, err)
+	// To look costs a tenth of setting what is so already.
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return failed("looking at", e.Path, err)
+	}
+	if st.Uid != e.UID || st.Gid != e.GID {
+		if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil && !hasNoOwners(fd) {
+			return failed("setting the owner of", e.Path, err)
+		}
+	} else if st.Mode&0o7777 == e.Mode&0o7777 {
+		return setXattrsTimes(fd, e)
 	}
 	return setModeXattrsTimes(fd, e)
 }

@@ -18,6 +18,10 @@ import (
 	"github.com/firstlight/firstlight/imageserver/object"
 )
 
+// The credentials of the S3 servers of these tests; TestMain puts them into the
+// environment, where image servers look for them.
+const bucketKey, bucketSecret = "test", "testtest"
+
 // gateway is versitygw as a process.
 type gateway struct {
 	address, root string
@@ -39,16 +43,13 @@ var versitygw = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// newGateway starts an S3 server with an empty bucket and sets the credentials for
-// the processes that this one starts.
+// newGateway starts an S3 server with an empty bucket.
 func newGateway(t *testing.T) (g *gateway, store string) {
 	t.Helper()
 	binary, err := versitygw()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("AWS_ACCESS_KEY_ID", "test")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "testtest")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +65,7 @@ func newGateway(t *testing.T) (g *gateway, store string) {
 
 func (g *gateway) start(t *testing.T) {
 	t.Helper()
-	cmd := exec.Command(g.binary, "--port", g.address, "--access", "test", "--secret", "testtest", "--quiet", "posix", g.root)
+	cmd := exec.Command(g.binary, "--port", g.address, "--access", bucketKey, "--secret", bucketSecret, "--quiet", "posix", g.root)
 	var err error
 	if g.process, err = child.Start(cmd, false); err != nil {
 		t.Fatal(err)
@@ -87,6 +88,7 @@ func (g *gateway) start(t *testing.T) {
 // nor invents anything; the S3 server goes away and comes back; what is damaged in
 // the bucket or in a cache is never sent, and is repaired.
 func TestBucket(t *testing.T) {
+	t.Parallel()
 	g, store := newGateway(t)
 	caches := []string{t.TempDir(), t.TempDir()}
 	servers := make([]*process, 2)
@@ -235,6 +237,7 @@ func healBucket(t *testing.T, g *gateway, server *process, c *client.Client, cac
 // while images are added and deleted through the other. No image that was
 // acknowledged ever lacks an object, and in the end the room is had back.
 func TestBucketGarbage(t *testing.T) {
+	t.Parallel()
 	g, store := newGateway(t)
 	servers := make([]*process, 2)
 	for i := range servers {

@@ -15,7 +15,10 @@ import (
 
 // TestKilledSometimes is a few rounds of TestKilledOften, which is among the long
 // tests.
-func TestKilledSometimes(t *testing.T) { killOften(t, 6) }
+func TestKilledSometimes(t *testing.T) {
+	t.Parallel()
+	killOften(t, 6)
+}
 
 // killOften kills the server again and again while images are added, deleted and
 // their garbage is collected. Nothing that was acknowledged is lost, and nothing

@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	os.Setenv("AWS_ACCESS_KEY_ID", bucketKey)
+	os.Setenv("AWS_SECRET_ACCESS_KEY", bucketSecret)
 	os.Exit(m.Run())
 }
 

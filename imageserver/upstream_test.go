@@ -133,7 +133,8 @@ func TestUpstream(t *testing.T) {
 	for i := range 700 {
 		sizes = append(sizes, 100+i*20)
 	}
-	sizes = append(sizes, 3<<20, 400_000)
+	// Pieces of large objects come mixed.
+	sizes = append(sizes, 3<<20, 400_000, 3<<20+1, 3<<20+2, 3<<20+3)
 	digests := addImage(t, insecure(t, above.address), "debian/12/1", 0, sizes...)
 	sent := metric(t, above.address, "imageserver_sent_bytes_total", "")
 

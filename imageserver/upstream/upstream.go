@@ -429,7 +429,11 @@ type arrival struct {
 	refused map[object.Digest]error
 	failed  error // of the store here
 
-	large  object.Digest // whose pieces are arriving
+	large map[object.Digest]*incoming // of which pieces have come
+}
+
+// incoming is an object on its way into the batch. Pieces of several may be mixed.
+type incoming struct {
 	pipe   *io.PipeWriter
 	result chan error
 }
@@ -440,28 +444,34 @@ func (a *arrival) piece(p object.Piece) error {
 		return a.ended(p.Digest, a.batch.Put(a.ctx, p.Info, bytes.NewReader(p.Data)))
 	}
 	if p.Offset == 0 {
-		if a.pipe != nil {
-			return fmt.Errorf("upstream sends the pieces of %s and %s mixed", a.large, p.Digest)
-		}
-		var r *io.PipeReader
-		r, a.pipe = io.Pipe()
-		a.large, a.result = p.Digest, make(chan error, 1)
-		go func() {
-			err := a.batch.Put(a.ctx, p.Info, r)
-			r.CloseWithError(errors.Join(err, io.ErrClosedPipe))
-			a.result <- err
-		}()
+		a.begin(p.Info)
 	}
-	if a.pipe == nil || p.Digest != a.large {
+	one := a.large[p.Digest]
+	if one == nil {
 		return nil // the rest of an object that was refused
 	}
-	_, err := a.pipe.Write(p.Data)
+	_, err := one.pipe.Write(p.Data)
 	if err == nil && !p.Last() {
 		return nil
 	}
-	err = errors.Join(a.pipe.Close(), <-a.result)
-	a.pipe = nil
+	err = errors.Join(one.pipe.Close(), <-one.result)
+	delete(a.large, p.Digest)
 	return a.ended(p.Digest, err)
+}
+
+// begin lets the batch read an object as it comes.
+func (a *arrival) begin(info object.Info) {
+	r, w := io.Pipe()
+	one := &incoming{w, make(chan error, 1)}
+	if a.large == nil {
+		a.large = make(map[object.Digest]*incoming)
+	}
+	a.large[info.Digest] = one
+	go func() {
+		err := a.batch.Put(a.ctx, info, r)
+		r.CloseWithError(errors.Join(err, io.ErrClosedPipe))
+		one.result <- err
+	}()
 }
 
 // ended notes what became of an object.
@@ -482,11 +492,11 @@ func (a *arrival) ended(digest object.Digest, err error) error {
 	return nil
 }
 
-// abandon ends an object of which not everything came.
+// abandon ends the objects of which not everything came.
 func (a *arrival) abandon() {
-	if a.pipe != nil {
-		a.pipe.CloseWithError(io.ErrUnexpectedEOF)
-		<-a.result
-		a.pipe = nil
+	for digest, one := range a.large {
+		one.pipe.CloseWithError(io.ErrUnexpectedEOF)
+		<-one.result
+		delete(a.large, digest)
 	}
 }

@@ -29,7 +29,7 @@ func TestFlippedBitsOnAnOldDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("loop devices and mounts need root")
 	}
-	const rounds, flips = 35, 100
+	const rounds, flips = 25, 120
 	dir := t.TempDir()
 	contents := map[object.Digest][]byte{}
 	var need []image.Object

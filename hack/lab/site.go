@@ -83,11 +83,20 @@ func (s *Site) store() string { return filepath.Join(s.Dir, "store") }
 
 func (s *Site) addImage(ctx context.Context) error {
 	// What the store is known to hold stands beside it, written when the
-	// image was added completely.
+	// image was added completely: its name, and what looked at its files then.
+	// A newer program may know more of an image than an older one wrote down.
 	mark := filepath.Join(s.Dir, "image")
-	if known, err := os.ReadFile(mark); err == nil && string(known) == s.Image {
+	program, err := os.ReadFile(s.Products.Firstlight)
+	if err != nil {
+		return fmt.Errorf("adding the image: %w", err)
+	}
+	holds := fmt.Sprintf("%s by %x\n", s.Image, sha256.Sum256(program))
+	if known, err := os.ReadFile(mark); err == nil && string(known) == holds {
 		s.Said("image %s is there from an earlier run", s.Image)
 		return nil
+	}
+	if err := os.RemoveAll(s.store()); err != nil { // a name never changes its meaning
+		return fmt.Errorf("adding the image: %w", err)
 	}
 	server, err := s.Serve(ctx, s.store())
 	if err != nil {
@@ -99,7 +108,7 @@ func (s *Site) addImage(ctx context.Context) error {
 		return err
 	}
 	s.Said("image %s added in %.1f s", s.Image, time.Since(start).Seconds())
-	return os.WriteFile(mark, []byte(s.Image), 0o644)
+	return os.WriteFile(mark, []byte(holds), 0o644)
 }
 
 // Add adds an image to a server that is running: source is what `firstlight

@@ -121,10 +121,23 @@ func TestEncrypt(t *testing.T) {
 	wrong("another PCR", "/, tpm2: the TPM does not release the key: PCR 7", a.Prove(t.Context(), root, chip))
 }
 
-// checkHeader compares a LUKS2 header with the layout, as cryptsetup shows it.
+// checkHeader compares a LUKS2 header with the layout, as cryptsetup and systemd
+// show it.
 func checkHeader(t *testing.T, v storage.Volume) {
 	t.Helper()
 	l := v.Partition.LUKS
+	listed := strings.Fields(sh(t, "/usr/bin/systemd-cryptenroll", v.Disk.Node(v.Partition)))
+	want := []string{"SLOT", "TYPE"}
+	for n, kind := range l.Slots {
+		name := string(kind)
+		if kind == storage.SlotKeyFile {
+			name = "password" // a slot without a token
+		}
+		want = append(want, strconv.Itoa(n), name)
+	}
+	if !slices.Equal(listed, want) {
+		t.Errorf("%s: systemd-cryptenroll lists %q, want %q", v.MountPoint(), listed, want)
+	}
 	out, err := exec.Command("/usr/sbin/cryptsetup", "luksDump", "--dump-json-metadata", v.Disk.Node(v.Partition)).Output()
 	if err != nil {
 		t.Fatal(err)

@@ -186,6 +186,9 @@ func (in *intake) finish(t *tree, options Options) (*image.Manifest, error) {
 	if err := in.group.Wait(); err != nil {
 		return nil, err
 	}
+	if len(t.entries) == 0 {
+		return nil, fmt.Errorf("it holds nothing: %w", ErrSource)
+	}
 	m, err := t.manifest(in.contents)
 	if err != nil {
 		return nil, err

@@ -329,7 +329,7 @@ func TestTarCutOff(t *testing.T) {
 	}
 	for name, b := range map[string][]byte{
 		"nothing": nil, "text": []byte(strings.Repeat("this is no tar\n", 100)), "bzip2": []byte("BZh91AY&SY"),
-		"zeros only": make([]byte, 300),
+		"zeros only": make([]byte, 300), "no entry": makeTar(t),
 	} {
 		if _, err := fromTar(t, b, ingest.Options{}); !errors.Is(err, ingest.ErrSource) {
 			t.Errorf("%s: %v", name, err)

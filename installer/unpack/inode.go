@@ -128,7 +128,11 @@ func (u *unpacker) finishDirectory(d *dirs, i int) error {
 	if err != nil {
 		return failed("opening", e.Path, err)
 	}
-	if !u.keepOwner[e.Path] {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return failed("looking at", e.Path, err)
+	}
+	if !u.keepOwner[e.Path] && (st.Uid != e.UID || st.Gid != e.GID) {
 		if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil && !hasNoOwners(fd) {
 			return failed("setting the owner of", e.Path, err)
 		}

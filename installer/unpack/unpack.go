@@ -150,13 +150,8 @@ func (u *unpacker) run(ctx context.Context, root *os.Root, m *image.Manifest, o 
 			return err
 		}
 	}
-	for i, e := range slices.Backward(m.Entries) {
-		if e.Type != image.Dir || u.kept(e.Path) {
-			continue
-		}
-		if err := u.finishDirectory(dirs, i); err != nil {
-			return err
-		}
+	if err := u.finishDirectories(ctx); err != nil {
+		return err
 	}
 	for _, v := range volumes {
 		if err := u.sync(v.mountPoint); err != nil {
@@ -164,6 +159,35 @@ func (u *unpacker) run(ctx context.Context, root *os.Root, m *image.Manifest, o 
 		}
 	}
 	return nil
+}
+
+// finishDirectories sets the attributes of all directories, beside each other:
+// those of one change nothing in another.
+func (u *unpacker) finishDirectories(ctx context.Context) error {
+	var all []int
+	for i, e := range u.entries {
+		if e.Type == image.Dir && !u.kept(e.Path) {
+			all = append(all, i)
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(u.options.Workers)
+	for chunk := range slices.Chunk(all, 8*chunkEntries) {
+		group.Go(func() error {
+			dirs := newDirs(u.top)
+			defer dirs.close()
+			for _, i := range chunk {
+				if err := ctx.Err(); err != nil {
+					return context.Cause(ctx)
+				}
+				if err := u.finishDirectory(dirs, i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 // volume is what of the image lies on one file-system.

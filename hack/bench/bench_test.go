@@ -1,7 +1,13 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -90,5 +96,56 @@ func TestDemoRows(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Some files are changed, in place, and nothing else of the tar is.
+func TestChangeFiles(t *testing.T) {
+	from, to := filepath.Join(t.TempDir(), "a.tar"), filepath.Join(t.TempDir(), "b.tar")
+	out, err := os.Create(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(out)
+	for i := range 400 {
+		h := &tar.Header{Name: fmt.Sprintf("usr/file%d", i), Mode: 0o755, Typeflag: tar.TypeReg, Size: 10_000, ModTime: time.Unix(1e9, 0)}
+		if i%10 == 0 {
+			h.Typeflag, h.Size = tar.TypeDir, 0
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(bytes.Repeat([]byte{byte(i)}, int(h.Size))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Close(), out.Close(), changeFiles(from, to)); err != nil {
+		t.Fatal(err)
+	}
+	in, err := os.Open(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	r := tar.NewReader(in)
+	seen, changed := 0, 0
+	for ; ; seen++ {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(r)
+		if err != nil || int64(len(data)) != h.Size || !h.ModTime.Equal(time.Unix(1e9, 0)) || h.Mode != 0o755 {
+			t.Fatalf("%s: %v", h.Name, err)
+		}
+		if h.Typeflag == tar.TypeReg && !bytes.Equal(data, bytes.Repeat([]byte{byte(seen)}, len(data))) {
+			changed++
+		}
+	}
+	if seen != 400 || changed < 5 || changed > 40 {
+		t.Errorf("%d entries, %d of them changed", seen, changed)
 	}
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,9 +45,14 @@ func newFabric() (*fabric, error) {
 	return &fabric{bridge: bridge, stations: map[string]*station{}, leases: map[string]int{}, offers: map[string]int{}}, netlink.LinkSetUp(bridge)
 }
 
-// quiet keeps the kernel from speaking IPv6 on an interface of the switch.
+// quiet keeps the kernel from speaking IPv6 on an interface of the switch. With
+// an MTU below 1280 it does not anyway.
 func quiet(name string) error {
-	return os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"), []byte("1"), 0o644)
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"), []byte("1"), 0o644)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // nicName is that of the NIC of port n: the ports come after the uplink.

@@ -150,7 +150,7 @@ func (i *installation) bootLoaderTarget() bootloader.Target {
 		Root: i.opt.mountPoint, Arch: i.inventory.Arch,
 		Name: cmp.Or(i.plan.Image.OS, i.plan.Image.Name), ID: attributes[image.AttrOSID],
 		RootDevice: mounts[0].Device(), RootUUID: mounts[0].Partition.FSUUID,
-		Choice: i.plan.Boot,
+		Choice: i.plan.Boot, Sync: i.disks.Sync,
 	}
 	for _, v := range mounts {
 		if v.MountPoint() == "/boot" {

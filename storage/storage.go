@@ -309,6 +309,7 @@ const (
 	CodeNotErased     = "STO-022"
 	CodeKept          = "STO-023"
 	CodeAssemble      = "STO-025"
+	CodeLost          = "STO-026"
 	CodeLUKSParameter = "LUK-001"
 	CodeLUKSKey       = "LUK-002"
 	CodeLUKSMemory    = "LUK-003"

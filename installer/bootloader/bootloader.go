@@ -17,8 +17,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/efiboot"
 	"github.com/firstlight/firstlight/storage/tool"
@@ -51,6 +49,10 @@ type Target struct {
 	Variables string
 	// Choice is what is to be booted.
 	Choice boot.Choice
+	// Sync has everything written to the new system's disks, past its
+	// file-systems too, and says whether they have taken it: no loader is
+	// installed over something that is not there.
+	Sync func() error
 }
 
 // Codes of Error.
@@ -122,14 +124,15 @@ func Install(ctx context.Context, run tool.Runner, t Target, warn func(string)) 
 		}
 	}
 	// What a loader finds must be there before the loader is.
-	unix.Sync()
+	if err := t.Sync(); err != nil {
+		return err
+	}
 	for _, l := range loaders {
 		if err := l.finish(ctx); err != nil {
 			return err
 		}
 	}
-	unix.Sync() // GRUB writes into gaps that belong to no file-system
-	return nil
+	return t.Sync()
 }
 
 // system is the new system while it is made bootable.

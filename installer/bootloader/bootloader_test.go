@@ -33,6 +33,12 @@ func choice(loaders ...string) boot.Choice {
 }
 
 // run runs a real program for a test.
+// synced is a disk that has taken everything.
+func synced() error {
+	unix.Sync()
+	return nil
+}
+
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
@@ -101,7 +107,7 @@ func disk(t *testing.T) (device, root string) {
 // which the kernel of a container host may not have: it is tried in a VM.
 func TestInstall(t *testing.T) {
 	device, root := disk(t)
-	target := bootloader.Target{Root: root, Arch: "amd64", Disks: []string{device}, RootDevice: device + "p2", RootUUID: rootUUID, Choice: choice(boot.GrubPC)}
+	target := bootloader.Target{Sync: synced, Root: root, Arch: "amd64", Disks: []string{device}, RootDevice: device + "p2", RootUUID: rootUUID, Choice: choice(boot.GrubPC)}
 	var warnings []string
 	if err := bootloader.Install(t.Context(), tool.Exec{}, target, func(w string) { warnings = append(warnings, w) }); err != nil {
 		t.Fatal(err)
@@ -252,7 +258,7 @@ func TestInstallErrors(t *testing.T) {
 			}}
 			warned := false
 			target := bootloader.Target{
-				Root: root, Arch: "amd64", Name: "Test", Disks: []string{"/dev/vda", "/dev/vdb"}, RootDevice: "/dev/vda3", RootUUID: rootUUID,
+				Sync: synced, Root: root, Arch: "amd64", Name: "Test", Disks: []string{"/dev/vda", "/dev/vdb"}, RootDevice: "/dev/vda3", RootUUID: rootUUID,
 				ESPs: []efiboot.Partition{{Number: 1, UUID: rootUUID}}, Variables: c.variables, Choice: choice(c.loader),
 			}
 			target.Choice.NewInitrd, target.Choice.KernelVersion = c.newInitrd, "6.1.0-99-test"
@@ -352,7 +358,7 @@ func TestUEFI(t *testing.T) {
 				return nil
 			}}
 			target := bootloader.Target{
-				Root: root, Arch: "amd64", Name: "Test", ID: "test", Disks: []string{"/dev/vda", "/dev/vdb"}, RootDevice: "/dev/vda3", RootUUID: rootUUID,
+				Sync: synced, Root: root, Arch: "amd64", Name: "Test", ID: "test", Disks: []string{"/dev/vda", "/dev/vdb"}, RootDevice: "/dev/vda3", RootUUID: rootUUID,
 				ESPs: []efiboot.Partition{{Number: 1, UUID: rootUUID}, {Number: 2, UUID: rootUUID}}, Variables: variables, Choice: choice(c.loader),
 			}
 			target.Choice.KernelVersion = "6.1"
@@ -393,7 +399,7 @@ func TestInstallWithoutDirectory(t *testing.T) {
 		return nil
 	}}
 	warned := false
-	err := bootloader.Install(t.Context(), r, bootloader.Target{Root: root, Arch: "amd64", Disks: []string{"/dev/vda"}, RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(boot.GrubPC)},
+	err := bootloader.Install(t.Context(), r, bootloader.Target{Sync: synced, Root: root, Arch: "amd64", Disks: []string{"/dev/vda"}, RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(boot.GrubPC)},
 		func(string) { warned = true })
 	if err != nil || !warned {
 		t.Fatalf("warned %v, error %v", warned, err)
@@ -401,5 +407,28 @@ func TestInstallWithoutDirectory(t *testing.T) {
 	data, err := os.ReadFile(root + "/etc/default/grub")
 	if err != nil || !strings.Contains(string(data), "GRUB_CMDLINE_LINUX='console=tty0") {
 		t.Errorf("%q, %v", data, err)
+	}
+}
+
+// TestNoLoaderOverWhatIsNotThere: where a disk has not taken what a loader
+// finds, nothing that firmware starts is written.
+func TestNoLoaderOverWhatIsNotThere(t *testing.T) {
+	root := plain(t, "grub-install", "grub-mkconfig")
+	lost := errors.New("lost")
+	r := &recorder{do: func(cmd tool.Cmd) error {
+		if cmd.Name == "grub-mkconfig" {
+			return os.WriteFile(root+"/boot/grub/grub.cfg", []byte(menuFor), 0o600)
+		}
+		if slices.Contains(cmd.Args, "/dev/vda") && !slices.Contains(cmd.Args, "--no-bootsector") && !slices.Contains(cmd.Args, "--grub-setup=/bin/true") {
+			t.Errorf("the boot sector is written: %s", cmd)
+		}
+		return nil
+	}}
+	err := bootloader.Install(t.Context(), r, bootloader.Target{
+		Root: root, Arch: "amd64", Disks: []string{"/dev/vda"}, RootDevice: "/dev/vda3", RootUUID: rootUUID, Choice: choice(boot.GrubPC),
+		Sync: func() error { return lost },
+	}, func(string) {})
+	if !errors.Is(err, lost) {
+		t.Errorf("got %v, want what the disk said", err)
 	}
 }

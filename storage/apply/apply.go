@@ -30,9 +30,11 @@ import (
 )
 
 // Mounter mounts file systems; Close unmounts them in reverse and may be called
-// again after an error. [mount.Stack] is the real one.
+// again after an error. Both Sync and Close say whether the disks have taken
+// everything. [mount.Stack] is the real one.
 type Mounter interface {
 	Mount(source, target, fileSystem string, flags uintptr, data string) error
+	Sync() error
 	Close() error
 }
 
@@ -100,7 +102,8 @@ type Applied struct {
 	keys   *keys.Keys
 
 	mu      sync.Mutex
-	open    []opened // in the order in which they were opened
+	watches []*block.Watch // of the disks: not all is written through file systems
+	open    []opened       // in the order in which they were opened
 	written map[string]uint64
 	closed  bool
 }
@@ -167,6 +170,9 @@ func Run(ctx context.Context, s Seams, l storage.Layout, o Options) (_ *Applied,
 		return nil, err
 	}
 	if err := r.build(ctx, devices); err != nil {
+		return nil, err
+	}
+	if err := r.applied.watch(); err != nil {
 		return nil, err
 	}
 	return r.applied, nil
@@ -378,6 +384,32 @@ func (a *Applied) Written() map[string]uint64 {
 	return maps.Clone(a.written)
 }
 
+// watch begins to notice what the disks do not take.
+func (a *Applied) watch() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, d := range a.layout.Disks {
+		w, err := block.NewWatch(d.Path)
+		if err != nil {
+			return err
+		}
+		a.watches = append(a.watches, w)
+	}
+	return nil
+}
+
+// Sync has everything written, through the file systems and past them, and says
+// whether all of it has reached the disks. Errors have code STO-026.
+func (a *Applied) Sync() error {
+	err := a.seams.Mounter.Sync()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.watches {
+		err = errors.Join(err, w.Check())
+	}
+	return err
+}
+
 // Close unmounts everything, closes mappings and arrays and wipes the keys, in reverse
 // of the order in which they came. It goes on after an error and joins them. It
 // may be called twice: what is closed stays so, what failed is tried again.
@@ -396,7 +428,9 @@ func (a *Applied) Close() error {
 			left = append([]opened{o}, left...)
 		}
 	}
-	a.open = left
-	a.closed = true
+	for _, w := range a.watches {
+		err = errors.Join(err, w.Check(), w.Close())
+	}
+	a.open, a.watches, a.closed = left, nil, true
 	return errors.Join(err, a.keys.Wipe())
 }

@@ -11,12 +11,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/storage/block"
 )
 
 // Stack is a set of mounts in the order in which they were made. The zero value
@@ -29,6 +31,7 @@ type Stack struct {
 type mounted struct {
 	point     string
 	recursive bool // brought mounts below it along
+	written   *written
 }
 
 // Mount mounts a file system; flags are those of mount(2), data the options of
@@ -36,11 +39,39 @@ type mounted struct {
 func (s *Stack) Mount(source, target, fileSystem string, flags uintptr, data string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := unix.Mount(source, target, fileSystem, flags, data); err != nil {
-		return storage.Errorf(storage.CodeMount, "mounting %s (%s) at %s: %w", source, fileSystem, target, err)
+	mount := func() error {
+		if err := unix.Mount(source, target, fileSystem, flags, data); err != nil {
+			return storage.Errorf(storage.CodeMount, "mounting %s (%s) at %s: %w", source, fileSystem, target, err)
+		}
+		s.mounts = append(s.mounts, mounted{point: target, recursive: flags&unix.MS_REC != 0})
+		return nil
 	}
-	s.mounts = append(s.mounts, mounted{target, flags&unix.MS_REC != 0})
-	return nil
+	if flags&(unix.MS_BIND|unix.MS_RDONLY) != 0 || !strings.HasPrefix(source, "/dev/") {
+		return mount()
+	}
+	device, err := block.NewWatch(source)
+	if err != nil {
+		return err
+	}
+	if err := mount(); err != nil {
+		return errors.Join(err, device.Close())
+	}
+	w, err := watch(device, target)
+	s.mounts[len(s.mounts)-1].written = w
+	return err
+}
+
+// Sync has everything written that still is to be, and says whether all that was
+// ever written to these file systems has reached their disks. Errors have code
+// STO-026.
+func (s *Stack) Sync() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, m := range s.mounts {
+		errs = append(errs, m.written.check())
+	}
+	return errors.Join(errs...)
 }
 
 // Bind makes a directory, and all that is mounted below it, visible in another
@@ -103,7 +134,8 @@ func (s *Stack) Points() []string {
 const busyFor = 5 * time.Second
 
 // Close unmounts everything in reverse, waiting a little for mounts that are in
-// use. It goes on after an error; all errors are joined and have code STO-013.
+// use. It goes on after an error; all errors are joined and have code STO-013, or
+// STO-026 where a disk did not take everything.
 // What could not be unmounted stays in the stack, so Close may be called again.
 func (s *Stack) Close() error {
 	s.mu.Lock()
@@ -111,10 +143,13 @@ func (s *Stack) Close() error {
 	var errs []error
 	var left []mounted
 	for i := len(s.mounts) - 1; i >= 0; i-- {
+		errs = append(errs, s.mounts[i].written.leave())
 		if err := unmount(s.mounts[i]); err != nil {
 			errs = append(errs, err)
 			left = append([]mounted{s.mounts[i]}, left...)
+			continue
 		}
+		errs = append(errs, s.mounts[i].written.close())
 	}
 	s.mounts = left
 	return errors.Join(errs...)
@@ -128,6 +163,7 @@ func (s *Stack) Detach() error {
 	unix.Sync()
 	var errs []error
 	for i := len(s.mounts) - 1; i >= 0; i-- {
+		errs = append(errs, s.mounts[i].written.leave(), s.mounts[i].written.close())
 		if err := unix.Unmount(s.mounts[i].point, unix.MNT_DETACH); err != nil {
 			errs = append(errs, storage.Errorf(storage.CodeUnmount, "detaching %s: %w", s.mounts[i].point, err))
 		}

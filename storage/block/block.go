@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -268,6 +269,11 @@ func (d *disk) Close() error {
 		return nil
 	}
 	d.closed = true
+	// A program that is being started shares our descriptors until it has taken
+	// our image's place, O_CLOEXEC or not. A disk that is closed meanwhile would
+	// stay claimed for that moment, and mkfs find it in use.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := d.file.Close(); err != nil {
 		return storage.Errorf(storage.CodeIO, "closing disk: %w", err)
 	}

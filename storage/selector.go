@@ -40,7 +40,7 @@ func (d Disk) paths() []string {
 	paths := []string{d.Path}
 	if d.ByPath != "" {
 		paths = append(paths, "/dev/disk/by-path/"+d.ByPath)
-		if strings.EqualFold(d.Transport, "virtio") {
+		if strings.HasPrefix(d.Name, "vd") {
 			paths = append(paths, "/dev/disk/by-path/virtio-"+d.ByPath)
 		}
 	}

@@ -1,7 +1,10 @@
 package storage
 
 import (
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -71,6 +74,21 @@ var (
 	ourTable = []Content{{Where: "X", Kind: "gpt"}, {Where: "X1", Kind: KindPartition, Label: "firstlight:/"}, {Where: "X1", Kind: "ext4", Label: "root"}}
 	ceph     = []Content{{Where: "X", Kind: "bluestore"}}
 )
+
+// recorded is an inventory that a machine has served at /api/v1/inventory; of
+// it only the disks count here.
+func recorded(t *testing.T, name string) []Disk {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", "inventories", name+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var document struct{ Disks []Disk }
+	if err := json.Unmarshal(data, &document); err != nil {
+		t.Fatal(err)
+	}
+	return document.Disks
+}
 
 // TestTopologies: which disks of a machine are used, in which order, and what is
 // refused. The disks that are not used are all listed with a reason.
@@ -165,9 +183,22 @@ func TestTopologies(t *testing.T) {
 		{"never foreign: Ceph that was asked for", disks(sata("a", 1, 20), sata("b", 2, 20, holds(ceph...))), changes{overwrite(OverwriteNeverForeign), data(Selector{Serial: "S-sdb"})}, nil, "", CodeOverwrite, []string{"sdb bluestore"}},
 		{"own: our disk", disks(sata("a", 1, 20, ours), sata("b", 2, 20)), changes{overwrite(OverwriteOwn)}, nil, "sda", "", []string{`/dev/sdb: Overwrite is "own", and it holds no earlier installation`}},
 		{"own: a blank disk", disks(sata("a", 1, 20)), changes{overwrite(OverwriteOwn)}, nil, "", CodeOverwrite, []string{"it holds no earlier installation of ours"}},
+
+		// A machine that QEMU made, as TestStorageChoose of hack/e2e recorded it.
+		{"QEMU, every bus", recorded(t, "qemu-every-bus"), nil, nil, "", CodeMultipath, nil},
+		{"QEMU, virtio only", recorded(t, "qemu-every-bus"), changes{boot(Selector{Transport: "virtio", MaximumBytes: 9 * GiB}), data()}, nil, "vda", "", nil},
+		{"QEMU, the NVMe disk of 4096", recorded(t, "qemu-every-bus"), changes{boot(Selector{Serial: "nvme-4096"}), data(Selector{Transport: "nvme"})}, nil, "nvme1n1 nvme0n1", "", nil},
+		{"QEMU, AHCI by path", recorded(t, "qemu-every-bus"), changes{boot(Selector{Path: "/dev/disk/by-path/pci-0000:00:08.0-ata-*"}), data()}, nil, "sdb", "", nil},
+		{"QEMU, SCSI by WWN, two ways", recorded(t, "qemu-every-bus"), changes{boot(Selector{WWN: "0x5000c50012345678"}), data()}, nil, "sdc", "", []string{"/dev/sdd: BootDisk does not describe it: it is one of 2 paths"}},
+		{"QEMU, without the two paths", recorded(t, "qemu-every-bus"), changes{data(Selector{Transport: "nvme"}, Selector{Transport: "sata"})}, nil, "vda nvme0n1 nvme1n1 sda sdb", "", []string{"/dev/sde: it is connected by USB"}},
+		{"QEMU, no disk with a crypto erase", recorded(t, "qemu-every-bus"), changes{boot(Selector{Serial: "nvme-512"}), data(), func(s *Spec) { s.Erase = EraseCrypto }}, nil, "", CodeErase, []string{"no cryptographic erase, neither by Format nor by Sanitize"}},
+		{"QEMU, discards", recorded(t, "qemu-every-bus"), changes{boot(Selector{Serial: "nvme-512"}), data(), func(s *Spec) { s.Erase = EraseDiscard }}, nil, "nvme0n1", "", nil},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			s := defaultSpec()
+			if strings.HasPrefix(x.name, "QEMU") { // its disks are small
+				s.Volumes = []VolumeSpec{{MountPoint: "/", MinimumFreeBytes: 64 * MiB}}
+			}
 			for _, change := range x.change {
 				change(&s)
 			}

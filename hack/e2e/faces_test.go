@@ -41,6 +41,7 @@ func TestFaces(t *testing.T) {
 // faces are the images and their server.
 type faces struct {
 	dir     string
+	server  *lab.Server
 	port    int    // of the image server, on the host's loopback
 	program []byte // testdata/newsystem
 }
@@ -63,7 +64,7 @@ func newFaces(t *testing.T) *faces {
 	}
 	f.program = readFile(t, file)
 	server := serve(t, site, filepath.Join(f.dir, "store"))
-	f.port = server.Port
+	f.server, f.port = server, server.Port
 
 	small := archive(t, nil, initramfs{
 		"init": {f.program, 0o755}, "dev/console": {},

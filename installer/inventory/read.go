@@ -129,11 +129,14 @@ func (r *reader) watchdog() string {
 	if r.text("module/watchdog/parameters/stop_on_reboot") != "0" {
 		return ""
 	}
-	module, err := fs.ReadLink(r.sys, "class/watchdog/watchdog0/device/driver/module")
-	if err != nil {
-		return ""
+	if module, err := fs.ReadLink(r.sys, "class/watchdog/watchdog0/device/driver/module"); err == nil {
+		return path.Base(module)
 	}
-	return path.Base(module)
+	// Some drivers do not say whose device theirs is; then it is the only one.
+	if holders := r.entries("module/watchdog/holders"); len(holders) == 1 && r.exists("class/watchdog/watchdog0") {
+		return holders[0]
+	}
+	return ""
 }
 
 // secureBoot reads the variable of UEFI 2.10, section 3.3: four bytes of

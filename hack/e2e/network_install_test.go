@@ -89,9 +89,6 @@ func (x *exampleSite) serve(s *netswitch.Station) {
 	}
 }
 
-// hostStation is the name of that station.
-func (x *exampleSite) hostStation() string { return x.lan.network.Stations[0].Name }
-
 // machine is the machine of the example, not started yet.
 func (x *exampleSite) machine(ctx context.Context, t *testing.T, dir string, s *netswitch.Switch, options string) qemu.Config {
 	t.Helper()

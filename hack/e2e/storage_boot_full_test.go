@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/firstlight/firstlight/hack/qemu"
 )
@@ -56,6 +57,22 @@ func mirrored(t *testing.T, layout object) *bootable {
 			newDisk(t, 4<<30, qemu.Disk{Bus: qemu.NVMe, Serial: "second"}),
 		},
 	}}
+}
+
+// TestStorageWatchdog: where the kernel that is started by kexec hangs, the
+// hardware watchdog brings the machine to its disk.
+func TestStorageWatchdog(t *testing.T) {
+	b := (&bootable{image: tinyImage, layout: plain(object{"RequireKexec": true}), options: "hang-after-kexec", kexec: true, machine: qemu.Config{
+		MemoryMiB: 1024, Disks: []qemu.Disk{newDisk(t, 1<<30, qemu.Disk{Serial: "uefi"})},
+		Args: []string{"-device", "i6300esb", "-action", "watchdog=reset"},
+	}}).uefi(t)
+	m := b.install(t)
+	await(t, m, 3*time.Minute, regexp.MustCompile(`NEW SYSTEM hangs`))
+	if text := "the hardware watchdog (i6300esb) resets the machine unless"; !strings.Contains(m.Text(), text) {
+		t.Fatalf("the console lacks %q", text)
+	}
+	bootsByItsEntry(t, m)
+	m.Kill()
 }
 
 // TestStorageMirrorUEFI: the machine boots from the pair, and from either disk

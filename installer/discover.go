@@ -261,6 +261,9 @@ func (i *installation) takeInventory(ctx context.Context) error {
 	if _, err := io.ReadFull(i.env.random, seed[:]); err != nil {
 		return fmt.Errorf("making the seed: %w", err)
 	}
+	if err := i.awaitDisks(ctx); err != nil {
+		return err
+	}
 	found, err := probe.Run(ctx, probe.Seams{Sys: i.env.sys, Proc: i.env.proc, Dev: "/dev"}, seed)
 	if err != nil {
 		return err

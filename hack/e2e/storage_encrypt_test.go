@@ -204,6 +204,7 @@ func (v *vault) install(t *testing.T, c qemu.Config, lines *keptLines) {
 	t.Logf("installed after %s", time.Since(begin).Round(time.Second))
 	v.newSystem(t, m)
 	t.Logf("the new system runs after %s", time.Since(begin).Round(time.Second))
+	m.Rewind() // the prompt may come before the report's end
 	await(t, m, 4*time.Minute, loggedIn)
 	if err := m.Stop(t.Context()); err != nil {
 		t.Error(err)

@@ -149,6 +149,13 @@ var (
 	wantsMore    = regexp.MustCompile(`(?m)DEMO-REPORT done|Please enter passphrase|\(initramfs\)|[Ee]mergency mode|dracut:/#`)
 )
 
+// awaitLogin waits for the prompt, which may have come before the report's end.
+func awaitLogin(t *testing.T, m *qemu.Machine) {
+	t.Helper()
+	m.Rewind()
+	await(t, m, 4*time.Minute, loggedIn)
+}
+
 // newSystem waits until the new system says what it is: everything was opened,
 // and nobody was asked for anything, or the one asked has typed it.
 func (v *vault) newSystem(t *testing.T, m *qemu.Machine) {
@@ -204,8 +211,7 @@ func (v *vault) install(t *testing.T, c qemu.Config, lines *keptLines) {
 	t.Logf("installed after %s", time.Since(begin).Round(time.Second))
 	v.newSystem(t, m)
 	t.Logf("the new system runs after %s", time.Since(begin).Round(time.Second))
-	m.Rewind() // the prompt may come before the report's end
-	await(t, m, 4*time.Minute, loggedIn)
+	awaitLogin(t, m)
 	if err := m.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -105,7 +105,7 @@ func TestStorageUnlock(t *testing.T) {
 	c.Disks = append(c.Disks, qemu.Disk{Path: newerSystemd(t), Serial: "newer"})
 	m := powerOn(t, c, lines)
 	v.newSystem(t, m)
-	await(t, m, 4*time.Minute, loggedIn)
+	awaitLogin(t, m)
 	for _, step := range []struct{ says, answer string }{
 		{"root\n", `Password: `},
 		{"firstlight\n", `(?m)^root@` + lab.Hostname + `:~# `},

@@ -27,6 +27,9 @@ func (r *resolver) keep(d chosenDisk, wanted []wantedPartition) []error {
 }
 
 func (r *resolver) keepOne(d chosenDisk, w *wantedPartition) error {
+	if w.FileSystem == Swap {
+		return fmt.Errorf("swap holds nothing that is kept")
+	}
 	switch w.MountPoint {
 	case "/":
 		return fmt.Errorf("the root file system is what is installed")

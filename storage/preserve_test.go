@@ -191,6 +191,10 @@ func TestPreserveRefuses(t *testing.T) {
 		{"no such volume", func(s *Spec) { s.Preserve = []string{"home", "hmoe"} }, nil, CodePreserve, `Preserve names "hmoe", and no volume of the layout has that label: there are`},
 		{"the root", func(s *Spec) { s.Preserve = []string{"root"} }, nil, CodePreserve, "the root file system is what is installed"},
 		{"the EFI system partition", func(s *Spec) { s.Preserve = []string{"ESP"} }, nil, CodePreserve, "boot files are written there"},
+		{"swap", func(s *Spec) {
+			s.Volumes = append(s.Volumes, VolumeSpec{FileSystem: Swap, MinimumBytes: GiB})
+			s.Preserve = []string{"swap"}
+		}, change("vda3", func(c *Content) { c.Kind, c.Label = Swap, "swap" }), CodePreserve, `"swap" (swap) cannot be kept: swap holds nothing`},
 		{"in a mirror", func(s *Spec) { s.Mirror = true }, nil, CodeLayout, "does not go together with Mirror"},
 		{"no room beside it", func(s *Spec) { s.Volumes[0].MinimumFreeBytes = 6 * GiB }, nil, CodeTooSmall, "/dev/vda is too small"},
 	} {

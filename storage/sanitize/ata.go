@@ -1,6 +1,7 @@
 package sanitize
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -16,6 +17,7 @@ const (
 	ataSetPassword  = 0xf1
 	ataErasePrepare = 0xf3
 	ataEraseUnit    = 0xf4
+	ataDisable      = 0xf6 // SECURITY DISABLE PASSWORD
 	ataPassword     = "firstlight"
 )
 
@@ -136,14 +138,28 @@ func chooseATA(data []byte) (means, reason string) {
 	return ATASecurity, ""
 }
 
-func eraseATA(f *os.File, enhanced bool) error {
-	if err := ata(f, ataSetPassword, pioOut, passwordSector(false), 30*time.Second); err != nil {
+// sendATA is ata on an open disk.
+type sendATA func(command, protocol byte, data []byte, limit time.Duration) error
+
+// eraseATA erases with a password, which the disk forgets when it has erased. One
+// that refuses, or fails, has it taken off again, else it would be locked after
+// the next start.
+func eraseATA(send sendATA, enhanced bool) error {
+	const soon = 30 * time.Second
+	err := send(ataSetPassword, pioOut, passwordSector(false), soon)
+	if err != nil {
 		return err
 	}
-	if err := ata(f, ataErasePrepare, nonData, nil, 30*time.Second); err != nil {
-		return err
+	if err = send(ataErasePrepare, nonData, nil, soon); err == nil {
+		err = send(ataEraseUnit, pioOut, passwordSector(enhanced), ataLimit)
 	}
-	return ata(f, ataEraseUnit, pioOut, passwordSector(enhanced), ataLimit)
+	if err == nil {
+		return nil
+	}
+	if left := send(ataDisable, pioOut, passwordSector(false), soon); left != nil {
+		return errors.Join(err, fmt.Errorf("the disk keeps the password %q: %w", ataPassword, left))
+	}
+	return err
 }
 
 // passwordSector is what SET PASSWORD (of the user, at high security, which all

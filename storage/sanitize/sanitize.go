@@ -85,7 +85,9 @@ func Run(ctx context.Context, node, means string) (err error) {
 	case NVMeSanitize:
 		return sanitizeNVMe(ctx, f)
 	case ATAEnhanced, ATASecurity:
-		return eraseATA(f, means == ATAEnhanced)
+		return eraseATA(func(command, protocol byte, data []byte, limit time.Duration) error {
+			return ata(f, command, protocol, data, limit)
+		}, means == ATAEnhanced)
 	}
 	return errors.New("there is no such means")
 }

@@ -1,10 +1,13 @@
 package sanitize
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 )
 
@@ -91,6 +94,40 @@ func TestChooseATA(t *testing.T) {
 	}
 	if cdb := passThrough(ataErasePrepare, nonData); cdb[1] != 6 || cdb[2] != 0 || cdb[6] != 0 {
 		t.Errorf("% x", cdb)
+	}
+}
+
+// A disk that does not erase is left without our password.
+func TestEraseATA(t *testing.T) {
+	for _, x := range []struct {
+		name  string
+		fails []byte
+		want  []byte
+		says  string
+	}{
+		{"erases", nil, []byte{ataSetPassword, ataErasePrepare, ataEraseUnit}, ""},
+		{"takes no password", []byte{ataSetPassword}, []byte{ataSetPassword}, "command f1"},
+		{"is not prepared", []byte{ataErasePrepare}, []byte{ataSetPassword, ataErasePrepare, ataDisable}, "command f3"},
+		{"refuses", []byte{ataEraseUnit}, []byte{ataSetPassword, ataErasePrepare, ataEraseUnit, ataDisable}, "command f4"},
+		{"is gone", []byte{ataEraseUnit, ataDisable}, []byte{ataSetPassword, ataErasePrepare, ataEraseUnit, ataDisable}, `keeps the password "firstlight"`},
+	} {
+		var sent []byte
+		err := eraseATA(func(command, _ byte, data []byte, _ time.Duration) error {
+			sent = append(sent, command)
+			if command != ataErasePrepare && string(data[2:12]) != ataPassword {
+				t.Errorf("%s: command %x without the password", x.name, command)
+			}
+			if bytes.IndexByte(x.fails, command) >= 0 {
+				return fmt.Errorf("command %x", command)
+			}
+			return nil
+		}, true)
+		if !bytes.Equal(sent, x.want) {
+			t.Errorf("%s: sent % x, want % x", x.name, sent, x.want)
+		}
+		if (err == nil) != (x.says == "") || err != nil && !strings.Contains(err.Error(), x.says) {
+			t.Errorf("%s: %v", x.name, err)
+		}
 	}
 }
 

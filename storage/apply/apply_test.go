@@ -518,6 +518,35 @@ func TestRunFails(t *testing.T) {
 	}
 }
 
+// A logical volume that was half made when dmsetup ended is taken away: its disk
+// could not be closed.
+func TestHalfMadeVolume(t *testing.T) {
+	wanted := spec()
+	wanted.Encrypt, wanted.VolumeGroup = false, "vg0"
+	l := resolve(t, wanted, storage.BIOS, loop(t, create(t, 2<<30), 512))
+	s, r := seams(t)
+	r.fail = func(c tool.Cmd) error {
+		if c.Name == "dmsetup" {
+			return &tool.ExitError{Command: c.String(), Status: 1}
+		}
+		return nil
+	}
+	_, err := Run(t.Context(), s, l, Options{Root: t.TempDir()})
+	var coded interface{ Code() string }
+	if !errors.As(err, &coded) || coded.Code() != storage.CodeAssemble {
+		t.Errorf("%v", err)
+	}
+	var ran []string
+	for _, c := range r.ran {
+		if rest, ok := strings.CutPrefix(c, "dmsetup "); ok {
+			ran = append(ran, strings.Fields(rest)[0])
+		}
+	}
+	if !slices.Equal(ran, []string{"create", "remove"}) {
+		t.Errorf("dmsetup ran with %q", ran)
+	}
+}
+
 func TestRunCancelled(t *testing.T) {
 	l := resolve(t, spec(), storage.BIOS, loop(t, create(t, 2<<30), 512))
 	s, _ := seams(t)

@@ -111,6 +111,7 @@ func (r *run) group(ctx context.Context, g storage.Group) error {
 	}
 	for _, v := range g.Volumes {
 		if err := r.tool(ctx, lvm.Activate(g, v)); err != nil {
+			r.applied.undo(lvm.Deactivate(g, v)) // it may have come half the way
 			return assembling(err, "making the logical volume %s", v.Name)
 		}
 		r.applied.push("the logical volume "+v.Name, lvm.Deactivate(g, v))

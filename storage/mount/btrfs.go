@@ -29,10 +29,11 @@ func MakeSubvolumes(device string, subvolumes []storage.Subvolume) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.Remove(place)) }()
 	var stack Stack
+	// Also when Mount fails: it may have come half the way.
+	defer func() { err = errors.Join(err, stack.Close()) }()
 	if err := stack.Mount(device, place, storage.Btrfs, 0, ""); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stack.Close()) }()
 	top, err := os.Open(place)
 	if err != nil {
 		return storage.Errorf(storage.CodeMount, "making subvolumes on %s: %w", device, err)

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/firstlight/firstlight/imageserver/catalog"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/zstd"
@@ -75,6 +76,10 @@ func (s *stall) alive() {
 
 func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 	doing := "getting image " + name
+	_, pinned, err := catalog.SplitPin(name)
+	if err != nil {
+		return Found{}, &Error{CodeBadName, doing, err}
+	}
 	ctx, stall, cancel := c.watch(ctx, doing)
 	defer cancel()
 	wrong := func(format string, args ...any) error {
@@ -123,6 +128,9 @@ func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 	if info.Digest != found.Digest {
 		return Found{}, wrong("the manifest is %s, announced was %s", info.Digest, found.Digest)
 	}
+	if err := asPinned(doing, found.Image, pinned); err != nil {
+		return Found{}, err
+	}
 	if found.Raw, err = zstd.Decode(nil, info, encoded); err != nil {
 		return Found{}, wrong("the manifest: %w", err)
 	}
@@ -142,6 +150,10 @@ func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 
 func (c *Client) find(ctx context.Context, name string) (Image, error) {
 	doing := "looking for image " + name
+	_, pinned, err := catalog.SplitPin(name)
+	if err != nil {
+		return Image{}, &Error{CodeBadName, doing, err}
+	}
 	ctx, stall, cancel := c.watch(ctx, doing)
 	defer cancel()
 	stall.begin()
@@ -150,7 +162,20 @@ func (c *Client) find(ctx context.Context, name string) (Image, error) {
 	if err != nil {
 		return Image{}, c.failedName(ctx, doing, err)
 	}
-	return fromWire(answer.GetImage())
+	found, err := fromWire(answer.GetImage())
+	if err == nil {
+		err = asPinned(doing, found, pinned)
+	}
+	return found, err
+}
+
+// asPinned is an error where an image was asked for by its digest and is
+// another: the server's word does not count for that.
+func asPinned(doing string, found Image, pinned object.Digest) error {
+	if pinned != (object.Digest{}) && found.Digest != pinned {
+		return &Error{CodeWrongAnswer, doing, fmt.Errorf("the manifest is %s, and %s was asked for", found.Digest, pinned)}
+	}
+	return nil
 }
 
 func (c *Client) list(ctx context.Context, prefix string) ([]Image, error) {

@@ -374,9 +374,12 @@ func (a *Attached) mount(ctx context.Context, p place, device, more string) erro
 	}, func() {})
 	if err != nil {
 		a.warn("%s: reading its crypttab: %s", p.name, short(err))
-		return nil
 	}
-	a.keys = append(a.keys, <-keys...)
+	select {
+	case found := <-keys: // those that could be read, when one could not
+		a.keys = append(a.keys, found...)
+	default: // it has not ended
+	}
 	return nil
 }
 

@@ -565,6 +565,34 @@ func TestReadKeys(t *testing.T) {
 	}
 }
 
+// One key file that cannot be read costs none of the others: a volume that is to
+// be kept may depend on them.
+func TestKeysBesideUnreadable(t *testing.T) {
+	path := image(t, 32<<20)
+	run(t, "mkfs.ext4", "-q", "-F", path)
+	mounted(t, path, "", func(dir string) {
+		write(t, filepath.Join(dir, "etc/crypttab"), "a UUID=1 /etc/keys/a\nb UUID=2 /etc/keys\n")
+		write(t, filepath.Join(dir, "etc/keys/a"), "secret")
+	})
+	d := disk(t, path)
+	var warned string
+	a := &Attached{
+		options: Options{Dir: t.TempDir(), Step: 10 * time.Second, Warn: func(text string) { warned = text }},
+		seen:    map[string]bool{}, loops: map[string]*loop{},
+	}
+	a.add(d.Path, 0, "/dev/", d.Contents)
+	for _, p := range a.simple {
+		a.mountSimple(t.Context(), p)
+	}
+	if len(a.keys) != 1 || string(a.keys[0].bytes) != "secret" || !strings.Contains(warned, "etc/keys is no regular file") {
+		t.Errorf("%d keys, warned %q", len(a.keys), warned)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	free(t, path)
+}
+
 // recorder is a runner that keeps what it was asked for; cryptsetup knows one
 // key.
 type recorder struct {

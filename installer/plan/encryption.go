@@ -43,6 +43,9 @@ var stablePCRs = []uint{0, 2, 3, 7}
 func (d *decision) decideEncryption(layout storage.Layout) {
 	encrypted := layout.Encrypted()
 	if len(encrypted) == 0 {
+		if d.config.Storage.Encrypt {
+			d.warn("Encrypt is true, and nothing will be encrypted: the layout has no volume but /, /boot and the EFI system partition, which stay plain unless Encryption.Root is true")
+		}
 		return
 	}
 	wanted := d.config.Storage.Encryption

@@ -174,6 +174,10 @@ func TestEncryptionWarnings(t *testing.T) {
 		"firmware's own PCR": {func(c *config.Config, m *inventory.Document) {
 			c.Storage.Encryption.PCRs = []uint{7, 0}
 		}, "A firmware update changes PCR 0+7"},
+		"nothing to encrypt": {func(c *config.Config, m *inventory.Document) {
+			c.Storage.Encryption, c.Storage.ExtraMountPointsBasename = storage.Encryption{}, ""
+			c.Storage.Volumes = []storage.VolumeSpec{{MountPoint: "/"}}
+		}, "Encrypt is true, and nothing will be encrypted"},
 		"data by key file": {func(c *config.Config, m *inventory.Document) {
 			c.Storage.Encryption.Unlock = []storage.Unlock{storage.UnlockKeyFile, storage.UnlockTPM2}
 		}, "by key files in /etc/keys"},

@@ -256,3 +256,12 @@ func (i *impatient) Read(p []byte) (int, error) {
 	}
 	return i.Conn.Read(p)
 }
+
+// Write gives a read that waits already its full time again: on a connection
+// that is kept for the next request, it has waited since the last answer.
+func (i *impatient) Write(p []byte) (int, error) {
+	if err := i.Conn.SetReadDeadline(time.Now().Add(i.silence)); err != nil {
+		return 0, err
+	}
+	return i.Conn.Write(p)
+}

@@ -62,6 +62,8 @@ func (i *installation) agreeOnTimeOf(ctx context.Context, web string, config *tl
 		address = net.JoinHostPort(u.Hostname(), "443")
 	}
 	_ = i.agreeOnTime(ctx, address, func() error { // see above
+		ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
+		defer cancel()
 		conn, err := (&tls.Dialer{Config: config.Clone()}).DialContext(ctx, "tcp", address)
 		if err == nil {
 			err = conn.Close()
@@ -76,11 +78,14 @@ func outsideItsTime(err error) bool {
 	return errors.As(err, &invalid) && invalid.Reason == x509.Expired
 }
 
+// handshakeLimit is how long a server may take to show its certificate, where
+// nothing else is wanted of it.
+const handshakeLimit = 10 * time.Second
+
 // certificatesOf are those that a server shows; they are not trusted, and
 // nothing is said to it.
 func certificatesOf(ctx context.Context, address string) ([]*x509.Certificate, error) {
-	const limit = 10 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {

@@ -149,3 +149,27 @@ func TestTimeOfAServer(t *testing.T) {
 		t.Error("a clock that could not be set is known")
 	}
 }
+
+// A web server that takes the connection and then says nothing must not hold up
+// the installation: the look at its time has an end.
+func TestAskingForTheTimeEnds(t *testing.T) {
+	now := time.Now()
+	server, ca := certifiedServer(t, now.AddDate(-1, 0, 0), now.Add(-time.Hour), now.AddDate(1, 0, 0))
+	server.TLS.ClientAuth = tls.RequestClientCert
+	i, _ := testInstallation(t)
+	i.env.trust = trustIn(t.TempDir())
+	writeFile(t, i.env.trust.ca, ca)
+	config, err := i.clientTLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, ends := false, false
+	config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		asked = true
+		_, ends = info.Context().Deadline()
+		return &tls.Certificate{}, nil
+	}
+	if i.agreeOnTimeOf(t.Context(), server.URL, config); !asked || !ends {
+		t.Errorf("asked: %v, with an end: %v", asked, ends)
+	}
+}

@@ -97,7 +97,7 @@ func (s *imageServers) call(ctx context.Context, do func(*client.Client) error) 
 func another(err error) bool {
 	code := progress.Code(err)
 	switch code {
-	case client.CodeUnreachable, client.CodeLost, client.CodeServer, client.CodeBusy, client.CodeOtherVersion:
+	case client.CodeUnreachable, client.CodeLost, client.CodeServer, client.CodeBusy, client.CodeOtherVersion, client.CodeWrongAnswer:
 		return true
 	}
 	return strings.HasPrefix(code, "TRU-")

@@ -9,6 +9,7 @@ import (
 
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/netconfig"
 )
 
 // Each server is asked once, in the order of preference, and all of their
@@ -61,6 +62,19 @@ func TestImageServerAddresses(t *testing.T) {
 		i.opt.imageServerHostname, i.opt.imageServerPort = flag, 6971
 		if got := strings.Join(i.imageServerAddresses(), " "); got != want {
 			t.Errorf("%q: %s, want %s", flag, got, want)
+		}
+	}
+}
+
+// What one server says of a name they all say; one that lies, or breaks off, is
+// alone with that.
+func TestAnotherServerMayDoBetter(t *testing.T) {
+	for code, want := range map[string]bool{
+		client.CodeWrongAnswer: true, client.CodeLost: true, client.CodeUntrusted: true,
+		client.CodeNoImage: false, client.CodeBadName: false,
+	} {
+		if got := another(netconfig.NewError(code, "said")); got != want {
+			t.Errorf("%s: %v", code, got)
 		}
 	}
 }

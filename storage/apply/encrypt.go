@@ -135,7 +135,12 @@ func (a *Applied) prove(ctx context.Context, v storage.Volume, slot keys.Slot, r
 	wipe := func() {}
 	switch slot.Kind {
 	case storage.SlotKeyFile:
-		cmd = luks.TestFile(node, slot.Number, filepath.Join(root, v.Partition.LUKS.KeyFile))
+		// Not by its name: the programs may run in a root of their own.
+		key, err := readKey(root, v.Partition.LUKS.KeyFile)
+		if err != nil {
+			return nil, storage.Errorf(storage.CodeIO, "reading the key file: %w", err)
+		}
+		cmd.Stdin, wipe = key, func() { clear(key) }
 	case storage.SlotTPM2:
 		if tpm == nil {
 			return nil, storage.Errorf(storage.CodeTPM, "there is no TPM")
@@ -155,6 +160,16 @@ func (a *Applied) prove(ctx context.Context, v storage.Volume, slot keys.Slot, r
 		_, err := a.seams.Runner.Run(ctx, cmd)
 		return luks.Explain("opening "+node, err)
 	}, nil
+}
+
+// readKey reads a key file of the new root; the caller wipes it.
+func readKey(root, name string) ([]byte, error) {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close() // only read from
+	return r.ReadFile(strings.TrimPrefix(name, "/"))
 }
 
 // WriteKeys writes the key file of each volume that has one into the new root:

@@ -70,20 +70,11 @@ func Add(device string, slot int, both []byte, first int) tool.Cmd {
 // Test tries a key on one slot, or with a negative number on all, and maps
 // nothing.
 func Test(device string, slot int, key []byte) tool.Cmd {
-	return tool.Cmd{Name: "cryptsetup", Args: test(device, slot, "-"), Stdin: key}
-}
-
-// TestFile is Test with the key in a file.
-func TestFile(device string, slot int, name string) tool.Cmd {
-	return tool.Cmd{Name: "cryptsetup", Args: test(device, slot, name)}
-}
-
-func test(device string, slot int, file string) []string {
 	args := []string{"open", "--type", "luks", "--batch-mode", "--test-passphrase"}
 	if slot >= 0 {
 		args = append(args, "--key-slot", strconv.Itoa(slot))
 	}
-	return append(args, "--key-file="+file, device)
+	return tool.Cmd{Name: "cryptsetup", Args: append(args, "--key-file=-", device), Stdin: key}
 }
 
 // Header prints a LUKS2 header's metadata as JSON; nothing in it is secret.

@@ -119,3 +119,17 @@ func (i *installation) setTime(offset time.Duration, floor time.Time) {
 	}
 	i.timeKnown = true
 }
+
+// rememberTime returns what undoes the doing of time servers that are heard from
+// now on: one that a useless lease named must not keep the machine from
+// believing certificates and bundles afterwards.
+func (i *installation) rememberTime() (takeBack func() error) {
+	clock, begun, known := i.env.now(), time.Now(), i.timeKnown
+	return func() error {
+		if known || !i.timeKnown {
+			return nil // nobody has been heard since
+		}
+		i.timeKnown = false
+		return i.env.setClock(clock.Add(time.Since(begun))) // by the monotonic clock, which nobody sets
+	}
+}

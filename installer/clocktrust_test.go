@@ -173,3 +173,20 @@ func TestAskingForTheTimeEnds(t *testing.T) {
 		t.Errorf("asked: %v, with an end: %v", asked, ends)
 	}
 }
+
+// What the time server of a lease said is forgotten with the lease.
+func TestTimeOfAUselessLease(t *testing.T) {
+	floor := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+	clock := floor.Add(time.Hour)
+	i, _ := testInstallation(t)
+	i.env.now = func() time.Time { return clock }
+	i.env.setClock = func(to time.Time) error { clock = to; return nil }
+	takeBack := i.rememberTime()
+	if err := takeBack(); err != nil || !clock.Equal(floor.Add(time.Hour)) {
+		t.Errorf("nobody was heard, and the clock is %s (%v)", clock, err)
+	}
+	i.setTime(20*365*24*time.Hour, floor)
+	if err := takeBack(); err != nil || i.timeKnown || clock.Before(floor.Add(time.Hour)) || clock.After(floor.AddDate(1, 0, 0)) {
+		t.Errorf("the clock is %s, known %v (%v)", clock, i.timeKnown, err)
+	}
+}

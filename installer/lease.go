@@ -96,8 +96,14 @@ func mayWorkLater(err error) bool {
 	return code == dhcp.CodeNoLease || code == fetch.CodeNoAnswer
 }
 
-// tryLease uses a lease, and takes it back where that comes to nothing.
+// tryLease uses a lease, and takes it back where that comes to nothing, with all
+// that it did to the machine: whoever offered it may have wanted just that.
 func (i *installation) tryLease(ctx context.Context, lease dhcp.Lease, attempt attempt, use func(context.Context, attempt) error) error {
+	mtu := 0
+	if hardware, err := net.InterfaceByName(lease.Interface); err == nil {
+		mtu = hardware.MTU
+	}
+	takeTimeBack := i.rememberTime()
 	err := i.useLease(ctx, lease)
 	if err == nil {
 		if err = use(ctx, attempt); err == nil {
@@ -105,7 +111,7 @@ func (i *installation) tryLease(ctx context.Context, lease dhcp.Lease, attempt a
 		}
 	}
 	i.lease, i.nic, i.servers = nil, netconfig.NIC{}, nil // what it named is forgotten with it
-	if leaving := errors.Join(link.Flush(lease.Interface), removeIfThere(resolvConf)); leaving != nil {
+	if leaving := errors.Join(link.Flush(lease.Interface, mtu), removeIfThere(resolvConf), takeTimeBack()); leaving != nil {
 		err = errors.Join(err, leaving)
 	}
 	dhcp.Release(lease)

@@ -161,8 +161,9 @@ func routes(l netlink.Link, lease dhcp.Lease) error {
 }
 
 // Flush takes all IPv4 addresses, and those that DHCPv6 servers gave, and with
-// them their routes, from the interface. It stays up.
-func Flush(name string) error {
+// them their routes, from the interface, and gives it the MTU that it had before
+// a lease, unless that is 0. It stays up.
+func Flush(name string, mtu int) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return netconfig.NewError("NET-005", "flushing %s: %w", name, err)
@@ -177,6 +178,11 @@ func Flush(name string) error {
 		}
 		if err := netlink.AddrDel(l, &a); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
 			return netconfig.NewError("NET-005", "flushing %s: removing %s: %w", name, a.IPNet, err)
+		}
+	}
+	if mtu != 0 && mtu != l.Attrs().MTU {
+		if err := netlink.LinkSetMTU(l, mtu); err != nil {
+			return netconfig.NewError("NET-005", "flushing %s: setting the MTU to %d: %w", name, mtu, err)
 		}
 	}
 	return nil

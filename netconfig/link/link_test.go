@@ -199,17 +199,20 @@ func TestConfigure(t *testing.T) {
 	if diff := cmp.Diff("default via 10.1.0.1 dev eth0 proto dhcp onlink \n", run(t, "ip", "route")); diff != "" {
 		t.Error(diff)
 	}
-	if err := link.Flush("eth0"); err != nil {
+	if err := link.Flush("eth0", 1500); err != nil {
 		t.Fatal(err)
 	}
 	if got := run(t, "ip", "-4", "address", "show", "dev", "eth0") + run(t, "ip", "route"); got != "" {
 		t.Errorf("left after Flush: %s", got)
 	}
+	if got := run(t, "ip", "link", "show", "dev", "eth0"); !strings.Contains(got, "mtu 1500") {
+		t.Errorf("the MTU of the lease is left after Flush: %s", got)
+	}
 	lease.Interface = "nosuch"
 	if err := link.Configure(lease); code(err) != "NET-005" {
 		t.Errorf("got %v", err)
 	}
-	if err := link.Flush("nosuch"); code(err) != "NET-005" {
+	if err := link.Flush("nosuch", 0); code(err) != "NET-005" {
 		t.Errorf("got %v", err)
 	}
 }
@@ -256,7 +259,7 @@ func TestConfigureIPv6(t *testing.T) {
 	if !strings.Contains(got, "fd77::100/128") || !strings.Contains(got, "valid_lft 3") {
 		t.Errorf("addresses: %s", got)
 	}
-	if err := link.Flush("eth0"); err != nil {
+	if err := link.Flush("eth0", 1500); err != nil {
 		t.Fatal(err)
 	}
 	if got := run(t, "ip", "-6", "address", "show", "dev", "eth0"); strings.Contains(got, "fd77::100") {

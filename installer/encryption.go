@@ -106,6 +106,9 @@ func (i *installation) escrow(sealed []byte) recovery.Escrow {
 		Recipients: i.config.Storage.Encryption.RecoveryRecipients, Sealed: string(sealed),
 	}
 	for _, v := range i.plan.Layout.Encrypted() {
+		if !slices.Contains(v.Partition.LUKS.Slots, storage.SlotRecovery) {
+			continue // it is kept, with the keys that it had
+		}
 		disk := v.Disk.Path
 		if v.Disk.Serial != "" {
 			disk += ", serial " + v.Disk.Serial

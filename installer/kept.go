@@ -27,7 +27,7 @@ func (i *installation) adoptKept(ctx context.Context) (err error) {
 		return nil
 	}
 	i.model.Log(progress.Commit, "looking for the keys of volumes that are kept")
-	attached := readonly.Attach(ctx, i.env.runner, i.inventory.Disks, readonly.Options{
+	attached := readonly.Attach(ctx, i.storageRunner(), i.inventory.Disks, readonly.Options{
 		Dir:    filepath.Join(i.runDir, "kept"),
 		Keep:   ids,
 		Unseal: i.unsealer(),

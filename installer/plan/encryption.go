@@ -101,7 +101,11 @@ func (d *decision) checkTPM(encrypted []storage.Volume, wanted storage.Encryptio
 		e.Notes = append(e.Notes, "Secure Boot is off: whoever can start a program of his own on this machine can open its disks. They are closed to whoever takes them out of it.")
 	}
 	e.Notes = append(e.Notes, firmwareNote(encrypted))
-	if len(wanted.RecoveryRecipients) == 0 && !slices.Contains(wanted.Unlock, storage.UnlockKeyFile) {
+	// The root file system has no key file, whatever Unlock says, and has those of
+	// the others.
+	if slices.ContainsFunc(encrypted, func(v storage.Volume) bool {
+		return slices.Equal(v.Partition.LUKS.Slots, []storage.Slot{storage.SlotTPM2})
+	}) {
 		d.warn("nothing but the TPM opens the volumes: with no RecoveryRecipients a change of the firmware's settings, or a broken board, loses what is on them")
 	}
 }

@@ -168,6 +168,10 @@ func TestEncryptionWarnings(t *testing.T) {
 		"no recovery": {func(c *config.Config, m *inventory.Document) {
 			c.Storage.Encryption.RecoveryRecipients, c.Storage.Encryption.RecoveryRequired = nil, false
 		}, "nothing but the TPM opens the volumes"},
+		"no recovery of the root": {func(c *config.Config, m *inventory.Document) {
+			c.Storage.Encryption.RecoveryRecipients, c.Storage.Encryption.RecoveryRequired = nil, false
+			c.Storage.Encryption.Unlock = []storage.Unlock{storage.UnlockTPM2, storage.UnlockKeyFile}
+		}, "nothing but the TPM opens the volumes"},
 		"no site server": {func(c *config.Config, m *inventory.Document) {
 			c.SiteServer, c.Storage.Encryption.RecoveryRequired = "", false
 		}, "There is no site server to keep the recovery key"},

@@ -20,6 +20,11 @@ import (
 	"github.com/firstlight/firstlight/proto/imageserver/bulk"
 )
 
+// stillWaits is how many times the stall limit a server may only say that it is
+// about to send something: it may have to wait for its turn, for a disk or for a
+// server of its own, and perhaps in vain.
+const stillWaits = 10
+
 // idleConnections is how many connections are kept for the next request.
 const idleConnections = 8
 
@@ -151,6 +156,7 @@ func (c *Client) fetchBulk(ctx context.Context, digests []object.Digest, wanted 
 	var came []object.Digest
 	defer func() { c.bulk.note(came) }()
 	reader := bulk.NewReader(answer.Body, digests)
+	last := time.Now() // when a piece came
 	for {
 		stall.begin()
 		pieces, err := reader.Next()
@@ -171,6 +177,11 @@ func (c *Client) fetchBulk(ctx context.Context, digests []object.Digest, wanted 
 			if err := f(piece); err != nil {
 				return err
 			}
+		}
+		if limit := stillWaits * c.options.Stall; len(pieces) > 0 {
+			last = time.Now()
+		} else if time.Since(last) > limit {
+			return &Error{CodeLost, fmt.Sprintf("%s: image server %s sent no object for %s, only that it is there", doing, c.address, limit), nil}
 		}
 	}
 	if missing := len(digests) - len(came); missing > 0 {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,6 +26,12 @@ import (
 // imitation is a server that speaks gRPC as ours does, and HTTP/1.1 as it is
 // told to.
 func imitation(t *testing.T, store object.Store, calls func(*server.Server) []auth.Call) *client.Client {
+	t.Helper()
+	return imitationWith(t, 5*time.Second, store, calls)
+}
+
+// imitationWith is imitation for a client with a stall limit.
+func imitationWith(t *testing.T, stall time.Duration, store object.Store, calls func(*server.Server) []auth.Call) *client.Client {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	metrics := server.NewMetrics("test", func() int { return 0 })
@@ -45,7 +52,7 @@ func imitation(t *testing.T, store object.Store, calls func(*server.Server) []au
 			t.Error(err)
 		}
 	})
-	c, err := client.Dial(t.Context(), client.Options{Address: listener.Addr().String(), Stall: 5 * time.Second})
+	c, err := client.Dial(t.Context(), client.Options{Address: listener.Addr().String(), Stall: stall})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,5 +284,28 @@ func TestOwnConnections(t *testing.T) {
 	}
 	if len(peers) != 1 {
 		t.Errorf("%d connections", len(peers))
+	}
+}
+
+// TestForEverAboutToSend: a server whose store hangs says for ever that it lives.
+// That ends too, as a lost connection: another server is asked then.
+func TestForEverAboutToSend(t *testing.T) {
+	t.Parallel()
+	store, digests := filled(t, objecttest.Text(1, 5000))
+	c := imitationWith(t, 200*time.Millisecond, store, func(*server.Server) []auth.Call {
+		return []auth.Call{auth.NewCall(server.Policy(), true, bulk.Path, "/firstlight.imageserver.v1.ImageServer/GetObjects",
+			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", bulk.AnswerType)
+				for r.Context().Err() == nil {
+					_, _ = w.Write(bulk.Still())
+					_ = http.NewResponseController(w).Flush()
+					time.Sleep(10 * time.Millisecond)
+				}
+			}))}
+	})
+	_, err := fetched(t, c, digests)
+	wantCode(t, err, client.CodeLost)
+	if err == nil || !strings.Contains(err.Error(), "no object") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -37,12 +37,16 @@ func Keep(ctx context.Context, lease Lease, options Options, changed func(Lease)
 	}
 }
 
+// leastWait is before each renewal: a server that gives a lease for no time, or
+// wants it renewed at once, is not asked again and again without a pause.
+const leastWait = time.Second
+
 // renew waits for T1 and then asks, ever more often (RFC 2131, 4.4.5: half of
 // what remains, at least a minute; here less, for short leases), until the
 // lease ends or the server refuses.
 func renew(ctx context.Context, lease Lease, o Options) (Lease, error) {
 	end, _ := lease.Expires()
-	wait := time.Until(lease.Obtained.Add(lease.Renew.Duration()))
+	wait := max(time.Until(lease.Obtained.Add(lease.Renew.Duration())), leastWait)
 	for {
 		if !sleep(ctx, wait) {
 			return Lease{}, ctx.Err()

@@ -16,22 +16,32 @@ import (
 type neighbours struct {
 	mu    sync.Mutex
 	heard map[string]netconfig.Neighbour
+	told  map[string]int // how often something was news
 }
 
-// note is true of what is news.
+// mostTold is how much news of one NIC's neighbours is told. Anybody on the link
+// can send as many names as he likes, and the log lies in memory.
+const mostTold = 20
+
+// note is true of what is news, and to be told.
 func (n *neighbours) note(name string, neighbour netconfig.Neighbour, gone bool) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.heard == nil {
+		n.heard, n.told = map[string]netconfig.Neighbour{}, map[string]int{}
+	}
 	old, known := n.heard[name]
+	news := known
 	if gone {
 		delete(n.heard, name)
-		return known
+	} else {
+		n.heard[name] = neighbour
+		news = !known || old.String() != neighbour.String()
 	}
-	if n.heard == nil {
-		n.heard = map[string]netconfig.Neighbour{}
+	if news {
+		n.told[name]++
 	}
-	n.heard[name] = neighbour
-	return !known || old.String() != neighbour.String()
+	return news && n.told[name] <= mostTold
 }
 
 // beside adds to each NIC what its switch says.

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/firstlight/firstlight/imageserver/catalog"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/imageserver/object/zstd"
@@ -76,7 +76,7 @@ func (s *stall) alive() {
 
 func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 	doing := "getting image " + name
-	_, pinned, err := catalog.SplitPin(name)
+	pinned, err := pin(name)
 	if err != nil {
 		return Found{}, &Error{CodeBadName, doing, err}
 	}
@@ -150,7 +150,7 @@ func (c *Client) manifest(ctx context.Context, name string) (Found, error) {
 
 func (c *Client) find(ctx context.Context, name string) (Image, error) {
 	doing := "looking for image " + name
-	_, pinned, err := catalog.SplitPin(name)
+	pinned, err := pin(name)
 	if err != nil {
 		return Image{}, &Error{CodeBadName, doing, err}
 	}
@@ -167,6 +167,15 @@ func (c *Client) find(ctx context.Context, name string) (Image, error) {
 		err = asPinned(doing, found, pinned)
 	}
 	return found, err
+}
+
+// pin is the digest behind the @ of a name; zero where there is none.
+func pin(name string) (object.Digest, error) {
+	_, text, pinned := strings.Cut(name, "@")
+	if !pinned {
+		return object.Digest{}, nil
+	}
+	return object.ParseDigest(text)
 }
 
 // asPinned is an error where an image was asked for by its digest and is

@@ -257,6 +257,11 @@ func (r *run) mountBelow(ctx context.Context, name string, v storage.Volume) err
 	if err := r.mount(v); err != nil {
 		return err
 	}
+	if p.MountPoint == "/" {
+		if err := r.applied.rescueKeys(filepath.Join(r.options.Root, p.MountPoint)); err != nil {
+			return err
+		}
+	}
 	// In this order: the volumes in it are ready only after it.
 	r.options.Ready(p.MountPoint)
 	close(r.mounted[p.MountPoint])

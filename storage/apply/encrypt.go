@@ -194,6 +194,42 @@ func (a *Applied) WriteKeys(root *os.Root) error {
 	return nil
 }
 
+// rescueKeys writes the key files of volumes that are kept, and crypttab, which
+// names them, as soon as there is a new root. The old one had the only other
+// copies: without this, what is kept would be lost with whatever ends the
+// installation before WriteKeys.
+func (a *Applied) rescueKeys(mounted string) (err error) {
+	var kept []storage.Volume
+	for _, v := range a.layout.Encrypted() {
+		if v.Partition.Kept {
+			kept = append(kept, v)
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	root, err := os.OpenRoot(mounted)
+	if err != nil {
+		return storage.Errorf(storage.CodeIO, "writing the keys of what is kept: %w", err)
+	}
+	defer root.Close() // only used for names
+	for _, v := range kept {
+		l := v.Partition.LUKS
+		if err := writeKey(root, strings.TrimPrefix(l.KeyFile, "/"), a.keys.Slots(l.Mapping)[0].Key); err != nil {
+			return storage.Errorf(storage.CodeIO, "writing the key file of %s: %w", v.MountPoint(), err)
+		}
+	}
+	f, err := root.Create("etc/crypttab")
+	if err == nil {
+		_, err = f.Write(a.layout.Crypttab())
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
+		return storage.Errorf(storage.CodeIO, "writing the crypttab of what is kept: %w", err)
+	}
+	return nil
+}
+
 func writeKey(root *os.Root, name string, key []byte) (err error) {
 	dir := filepath.Dir(name)
 	if err := mkdirs(root, filepath.Dir(dir)); err != nil {

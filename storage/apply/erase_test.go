@@ -235,7 +235,23 @@ func TestKept(t *testing.T) {
 			if kept != 2 {
 				t.Fatalf("%d encrypted volumes are kept", kept)
 			}
-			if a, err = Run(t.Context(), s, l, Options{Root: root, Keys: ring}); err != nil {
+			// Before anybody works in the new root it has what opens them again.
+			ready := func(mountPoint string) {
+				if mountPoint != "/" {
+					return
+				}
+				tab, err := os.ReadFile(filepath.Join(root, "etc/crypttab"))
+				if err != nil || !bytes.Equal(tab, l.Crypttab()) {
+					t.Errorf("crypttab %q, %v", tab, err)
+				}
+				for _, v := range l.Encrypted() {
+					key, err := os.ReadFile(filepath.Join(root, v.Partition.LUKS.KeyFile))
+					if there := err == nil && bytes.Equal(key, ring.Slots(v.Partition.LUKS.Mapping)[0].Key); there != v.Partition.Kept {
+						t.Errorf("%s, kept %t: its key file is there: %t, %v", v.MountPoint(), v.Partition.Kept, there, err)
+					}
+				}
+			}
+			if a, err = Run(t.Context(), s, l, Options{Root: root, Keys: ring, Ready: ready}); err != nil {
 				t.Fatal(err)
 			}
 			defer a.Close()

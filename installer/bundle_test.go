@@ -61,6 +61,21 @@ func TestSignedConfigurationIsUsed(t *testing.T) {
 	}
 }
 
+// A bundle that lies alone in the medium is its configuration, and no server is
+// asked for another; where nobody is trusted it is none.
+func TestBundleAloneIsOnBoard(t *testing.T) {
+	i, _, directory := signedSite(t)
+	i.opt.tftpDirectory = directory
+	if found, err := i.onBoard(t.Context()); err != nil || found != directory {
+		t.Errorf("got %q, %v", found, err)
+	}
+	other, _ := testInstallation(t, "-tftpDirectory="+directory)
+	other.env.trust.keys = filepath.Join(t.TempDir(), "absent")
+	if found, err := other.onBoard(t.Context()); err != nil || found != "" {
+		t.Errorf("without keys: got %q, %v", found, err)
+	}
+}
+
 func TestUntrustedConfigurationIsRefused(t *testing.T) {
 	change := func(name string, f func(string) string) func(*testing.T, *installation, string) {
 		return func(t *testing.T, _ *installation, directory string) {

@@ -20,6 +20,7 @@ import (
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/inventory/probe"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/trust"
 	"github.com/firstlight/firstlight/netconfig/link"
 	"github.com/firstlight/firstlight/storage"
 )
@@ -228,14 +229,33 @@ func (i *installation) tftpServers() []string {
 func (i *installation) onBoard(ctx context.Context) (string, error) {
 	if i.boardDir == nil {
 		directory := i.opt.tftpDirectory
-		if _, err := os.Stat(filepath.Join(directory, fetch.ConfigJSON)); err != nil {
-			if directory, err = i.mountMedium(ctx); err != nil {
-				return "", err
-			}
+		there, err := i.hasConfiguration(directory)
+		if err == nil && !there {
+			directory, err = i.mountMedium(ctx)
+		}
+		if err != nil {
+			return "", err
 		}
 		i.boardDir = &directory
 	}
 	return *i.boardDir, nil
+}
+
+// hasConfiguration says whether a configuration lies in directory: config.json,
+// or the bundle that carries it where only what is signed is believed.
+func (i *installation) hasConfiguration(directory string) (bool, error) {
+	policy, err := trust.ReadPolicy(os.DirFS(i.env.trust.keys))
+	if err != nil {
+		return false, err
+	}
+	names := []string{fetch.ConfigJSON}
+	if policy.Signed() {
+		names = append(names, trust.BundleFile)
+	}
+	return slices.ContainsFunc(names, func(name string) bool {
+		_, err := os.Stat(filepath.Join(directory, name))
+		return err == nil
+	}), nil
 }
 
 // stirRandomness adds the site's seed to the kernel's pool; it is not

@@ -213,7 +213,9 @@ func (f *filler) large(ctx context.Context, index int, stored *object.Stored) er
 
 func (f *filler) pieces(ctx context.Context, index int, stored *object.Stored) error {
 	var verifier *zstd.Verifier
-	if f.full || !f.sums.known(stored.Info) {
+	// Asked once: what is known may be forgotten, or learnt anew, meanwhile.
+	before, known := f.sums.known(stored.Info)
+	if f.full || !known {
 		verifier = zstd.NewVerifier(stored.Info)
 		// The verdict on half an object says nothing; of a whole one it is asked
 		// for below, and Close may be called twice.
@@ -236,7 +238,7 @@ func (f *filler) pieces(ctx context.Context, index int, stored *object.Stored) e
 			}
 		}
 		if uint64(len(data)) == left {
-			if err := f.verdict(ctx, stored.Info, sum, verifier); err != nil {
+			if err := f.verdict(stored.Info, sum, before, verifier); err != nil {
 				return err
 			}
 		}
@@ -246,8 +248,9 @@ func (f *filler) pieces(ctx context.Context, index int, stored *object.Stored) e
 	return nil
 }
 
-// verdict judges a large object of which everything was read.
-func (f *filler) verdict(ctx context.Context, info object.Info, sum uint32, verifier *zstd.Verifier) error {
+// verdict judges a large object of which everything was read: by the verifier, or
+// where there is none by the sum that was known before.
+func (f *filler) verdict(info object.Info, sum, before uint32, verifier *zstd.Verifier) error {
 	if verifier != nil {
 		if err := verifier.Close(); err != nil {
 			return err
@@ -255,11 +258,11 @@ func (f *filler) verdict(ctx context.Context, info object.Info, sum uint32, veri
 		f.sums.learn(info, sum)
 		return nil
 	}
-	if f.sums.right(info, sum) {
+	if sum == before {
 		return nil
 	}
-	// What was sent is not what was verified once. It may have been put anew,
-	// packed differently; then the client, who has a part of it, asks again.
+	// What was sent is not what was verified once; the client, who has a part of
+	// it, asks again.
 	f.sums.forget(info.Digest)
 	return fmt.Errorf("object %s: its stored bytes have changed: %w", info.Digest, object.ErrDamaged)
 }

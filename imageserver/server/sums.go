@@ -30,12 +30,13 @@ type sum struct {
 	encoding object.Encoding
 }
 
-// known says whether the bytes that info describes have a sum.
-func (s *sums) known(info object.Info) bool {
+// known is the sum of the bytes that info describes; ok is false where there is
+// none.
+func (s *sums) known(info object.Info) (crc uint32, ok bool) {
 	s.mutex.RLock()
 	defer s.mutex.RUnlock()
 	before, ok := s.of[info.Digest]
-	return ok && before.stored == info.StoredSize && before.encoding == info.Encoding
+	return before.crc, ok && before.stored == info.StoredSize && before.encoding == info.Encoding
 }
 
 // right says that bytes with the sum crc are those that were verified.

@@ -107,6 +107,9 @@ func TestUntrustedConfigurationIsRefused(t *testing.T) {
 		"expired": {trust.CodeExpired, func(_ *testing.T, i *installation, _ string) {
 			i.env.now = func() time.Time { return time.Now().Add(2 * time.Hour) }
 		}},
+		"expired, and the clock was set back": {trust.CodeExpired, func(_ *testing.T, i *installation, _ string) {
+			i.started = time.Now().Add(2 * time.Hour)
+		}},
 		"a broken trust key": {trust.CodeKeys, func(t *testing.T, i *installation, _ string) {
 			writeFile(t, filepath.Join(i.env.trust.keys, "bob.pub"), []byte("x"))
 		}},

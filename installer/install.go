@@ -64,6 +64,9 @@ type installation struct {
 	by        string   // plan.Kexec or plan.Reboot: how the new system is started
 
 	switches neighbours // that were heard
+	// started is what the clock said at the start, and begun the same moment by
+	// the monotonic clock, which nobody sets.
+	started, begun time.Time
 	// saidUnsigned: the warning that nothing is signed has been given.
 	saidUnsigned bool
 	timeKnown    bool                      // a time server has confirmed or set the clock
@@ -76,6 +79,7 @@ func newInstallation(opt options, model *progress.Model, runDir string) *install
 	env := realEnv(opt)
 	return &installation{
 		env: env, opt: opt, model: model, runDir: runDir,
+		started: env.now(), begun: time.Now(),
 		meter:    &meter{proc: env.proc, sys: env.sys},
 		steering: newSteering(model), closePage: func() {},
 	}

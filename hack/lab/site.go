@@ -131,8 +131,7 @@ func (s *Site) makeInitramfs(ctx context.Context) error {
 	}
 	// Written beside and renamed: an interrupted run leaves no half of it.
 	next := s.Initramfs() + ".new"
-	if err := s.firstlight(ctx, "media", "initramfs", "--out", next, "--modules", "common",
-		"--kernel", s.Products.KernelDir, "--base", s.Products.Initramfs, "--ca", s.Secret("CA.pem")); err != nil {
+	if err := s.MakeMedium(ctx, next); err != nil {
 		return err
 	}
 	if err := os.Rename(next, s.Initramfs()); err != nil {
@@ -148,6 +147,19 @@ func (s *Site) makeInitramfs(ctx context.Context) error {
 	}
 	s.Said("boot medium: kernel and initramfs are %.1f MB together", float64(total)/1e6)
 	return nil
+}
+
+// MakeMedium makes a boot medium's initramfs, with further flags of `firstlight
+// media initramfs`.
+func (s *Site) MakeMedium(ctx context.Context, out string, flags ...string) error {
+	return s.firstlight(ctx, append([]string{"media", "initramfs", "--out", out, "--modules", "common",
+		"--kernel", s.Products.KernelDir, "--base", s.Products.Initramfs, "--ca", s.Secret("CA.pem")}, flags...)...)
+}
+
+// Sign signs the configuration in a machine's directory, for a server that is
+// running.
+func (s *Site) Sign(ctx context.Context, server *Server, machine string) error {
+	return s.firstlight(ctx, "keys", "sign", machine, "--site", s.Dir, "--imageserver", server.Address())
 }
 
 // newerThanAll is true if file is there and not older than any of sources.

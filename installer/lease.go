@@ -65,9 +65,11 @@ func (i *installation) search(ctx context.Context, options dhcp.Options, use fun
 	defer i.model.Wait(progress.Config, "")
 	search := dhcp.Begin(ctx, i.linked, options)
 	defer search.Close()
+	var last *dhcp.Lease // of those that were of no use
 	for tried := 0; ; tried++ {
 		offer, err := search.Next(ctx)
 		if err != nil {
+			i.stayReachable(ctx, last)
 			return err
 		}
 		lease, err := search.Take(ctx, offer)
@@ -77,6 +79,7 @@ func (i *installation) search(ctx context.Context, options dhcp.Options, use fun
 				i.keepLease(lease)
 				return nil
 			}
+			last = &lease
 		}
 		if ctx.Err() != nil {
 			return err
@@ -84,6 +87,17 @@ func (i *installation) search(ctx context.Context, options dhcp.Options, use fun
 		i.model.Wait(progress.Config, "another DHCP server's answer")
 		i.model.Warn(progress.Config, fmt.Sprintf("the lease that %s offers is of no use: %s", offer.Server, oneLine(err)))
 		search.Failed(offer, fmt.Errorf("through %s: %w", offer, err), mayWorkLater(err))
+	}
+}
+
+// stayReachable takes the last lease up again when no other comes: the page has
+// to say what is wrong to somebody.
+func (i *installation) stayReachable(ctx context.Context, lease *dhcp.Lease) {
+	if lease == nil || ctx.Err() != nil {
+		return
+	}
+	if err := i.useLease(ctx, *lease); err != nil {
+		i.model.Warn(progress.Config, "the status page cannot be reached: "+oneLine(err))
 	}
 }
 

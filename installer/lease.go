@@ -79,7 +79,10 @@ func (i *installation) search(ctx context.Context, options dhcp.Options, use fun
 				i.keepLease(lease)
 				return nil
 			}
-			last = &lease
+			// One by which people reach a machine, if there was any.
+			if last == nil || lease.Address.Addr().Is4() || !last.Address.Addr().Is4() {
+				last = &lease
+			}
 		}
 		if ctx.Err() != nil {
 			return err

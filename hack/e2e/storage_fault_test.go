@@ -40,8 +40,9 @@ func checkFaults(t *testing.T, s *smallSite, old string, l *writelog.Log) {
 		os.Remove(disk)
 	}
 	// Where a file comes to lie differs a little from one installation to the
-	// next, so some meet no failing sector. Were it most, this proved nothing.
-	if met < (sampledFaults+1)/2 {
+	// next, so some meet no failing sector. Were it most of the long series, that
+	// proved nothing.
+	if met < sampledFaults/2 {
 		t.Errorf("of %d installations only %d met the failing sector", sampledFaults, met)
 	}
 }

@@ -6,4 +6,5 @@ package e2e
 const (
 	bootsOfAState = 1 << 20
 	sampledFaults = 100
+	faultsAtOnce  = 1
 )

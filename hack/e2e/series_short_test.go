@@ -10,4 +10,6 @@ const (
 	// sampledFaults is how many places of a disk fail, one in each
 	// installation.
 	sampledFaults = 1
+	// faultsAtOnce is how many sectors fail in one installation.
+	faultsAtOnce = 12
 )

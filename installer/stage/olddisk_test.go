@@ -27,7 +27,7 @@ import (
 // this meets no metadata that it would trust and should not.
 func TestFlippedBitsOnAnOldDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("loop devices and mounts need root")
+		t.Fatal("loop devices and mounts need root")
 	}
 	const rounds, flips = 25, 120
 	dir := t.TempDir()

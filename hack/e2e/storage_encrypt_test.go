@@ -410,12 +410,6 @@ func TestStorageEncryption(t *testing.T) {
 			t.Error("another TPM opens the disk, or nothing says that it does not")
 		}
 	})
-	t.Run("old-volumes", func(t *testing.T) {
-		lines := v.searched(t, v.installer(t, v.machine))
-		if lines.index("/dev/vda3, decrypted (ext4)") < 0 {
-			t.Error("the old root file system, which the TPM opens, was not searched")
-		}
-	})
 }
 
 // searched runs the installer up to the end of its search of the old disks.

@@ -90,7 +90,7 @@ func TestStorageSecureBoot(t *testing.T) {
 
 // TestStorageUnlock is TestStorageEncryption with UEFI firmware, and with the data
 // volumes opened by key files on an encrypted root; the systemd of Debian 13 opens
-// one of them by its token.
+// one of them by its token. The next installation searches what the TPM opens.
 func TestStorageUnlock(t *testing.T) {
 	v := newVault(t, map[string]any{
 		"Root": true, "Unlock": []string{"keyfile", "tpm2"}, "AllowWithoutSecureBoot": true,
@@ -124,6 +124,12 @@ func TestStorageUnlock(t *testing.T) {
 		t.Error(err)
 	}
 	v.checkSecrets(t, 3)
+	t.Run("old-volumes", func(t *testing.T) {
+		lines := v.searched(t, v.installer(t, v.machine))
+		if lines.index("/dev/vda3, decrypted (ext4)") < 0 {
+			t.Error("the old root file system, which the TPM opens, was not searched")
+		}
+	})
 }
 
 // newerSystemd is a disk with systemd-cryptsetup of Debian 13 and what it needs,

@@ -356,7 +356,10 @@ func TestRun(t *testing.T) {
 			// And once more over itself, as on a disk that cannot discard.
 			s.OpenDisk = func(path string) (block.Device, error) {
 				d, err := block.Open(path)
-				return neverDiscards{d}, err
+				if err != nil {
+					return nil, err
+				}
+				return neverDiscards{d}, nil
 			}
 			l = resolve(t, spec(), firmware, l.Disks[0].Path, l.Disks[1].Path)
 			if len(l.Lost) < 10 {

@@ -60,9 +60,10 @@ func mirrored(t *testing.T, layout object) *bootable {
 }
 
 // TestStorageWatchdog: where the kernel that is started by kexec hangs, the
-// hardware watchdog brings the machine to its disk.
+// hardware watchdog brings the machine to its disk. The firmware started the
+// installer from a medium, as it found nothing on the disk; the medium stays in.
 func TestStorageWatchdog(t *testing.T) {
-	b := (&bootable{image: tinyImage, layout: plain(object{"RequireKexec": true}), options: "hang-after-kexec", kexec: true, machine: qemu.Config{
+	b := (&bootable{image: tinyImage, layout: plain(object{"RequireKexec": true}), options: "hang-after-kexec", kexec: true, medium: signedMedium, machine: qemu.Config{
 		MemoryMiB: 1024, Disks: []qemu.Disk{newDisk(t, 1<<30, qemu.Disk{Serial: "uefi"})},
 		Args: []string{"-device", "i6300esb", "-action", "watchdog=reset"},
 	}}).uefi(t)

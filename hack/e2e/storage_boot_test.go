@@ -113,6 +113,9 @@ type bootable struct {
 	options string // KernelOptions
 	machine qemu.Config
 	kexec   bool // the hand-over; by reboot otherwise
+	// medium makes what the firmware starts the installer from, once it finds
+	// nothing on the disks; nil has QEMU start it without the firmware's help.
+	medium func(t *testing.T, commandLine string) qemu.Disk
 	// console is what the installer said.
 	console string
 }
@@ -177,8 +180,7 @@ func (b *bootable) install(t *testing.T) *qemu.Machine {
 	return nil
 }
 
-// installer starts the installer, booted without firmware's help but with the
-// firmware beside it.
+// installer starts the installer.
 func (b *bootable) installer(t *testing.T) *qemu.Machine {
 	t.Helper()
 	port := serveStorage(t, b.image)
@@ -200,7 +202,13 @@ func (b *bootable) installer(t *testing.T) *qemu.Machine {
 		t.Fatal(err)
 	}
 	c.Accel, _ = probe.Accel(t.Context())
-	c.Kernel, c.Initrd, c.CommandLine, c.NoReboot = site.Kernel(), site.Initramfs(), lab.CommandLine+" no_timer_check installer.kexecPatience=45s", !b.kexec
+	c.NoReboot = !b.kexec
+	commandLine := lab.CommandLine + " no_timer_check installer.kexecPatience=45s"
+	if b.medium != nil {
+		c.Disks = append(slices.Clone(c.Disks), b.medium(t, commandLine))
+	} else {
+		c.Kernel, c.Initrd, c.CommandLine = site.Kernel(), site.Initramfs(), commandLine
+	}
 	return powerOn(t, c, keepLines(t))
 }
 

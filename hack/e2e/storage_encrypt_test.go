@@ -8,12 +8,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -43,6 +45,10 @@ type vault struct {
 	site   *httptest.Server
 	files  lab.Config
 	tftp   string
+	// volumes are the mount points of what is encrypted, in the order of the
+	// partitions; first is the number of the first one's.
+	volumes []string
+	first   int
 	// typed is told to who asks for a passphrase; nil where nobody may ask.
 	typed func() []byte
 }
@@ -75,17 +81,8 @@ func newVault(t *testing.T, encryption map[string]any) *vault {
 		t.Fatal(err)
 	}
 	encryption["RecoveryRecipients"] = []string{v.identity.Recipient().String()}
-	layout, err := json.Marshal(map[string]any{
-		"BootDriveLayout": []map[string]any{
-			{"MountPoint": "/", "MinimumFreeBytes": 512 << 20},
-			{"MountPoint": "/home", "MinimumFreeBytes": 128 << 20},
-		},
-		"Encrypt": true, "UseKexec": true, "Encryption": encryption,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.files["storage-layout.json"] = layout
+	v.lay(t, object{"Encryption": encryption})
+	v.volumes, v.first = []string{"/", "/home"}, 3
 	v.files["imagename"] = []byte("dracut/1\n")
 	v.files["siteserver"] = []byte(strings.Replace(v.site.URL, "127.0.0.1", "10.0.2.2", 1) + "\n")
 	v.tftp = filepath.Join(v.dir, "tftp")
@@ -100,6 +97,31 @@ func newVault(t *testing.T, encryption map[string]any) *vault {
 		Net: qemu.Net{TFTP: v.tftp}, TPM: filepath.Join(v.dir, "tpm"),
 	}
 	return v
+}
+
+// lay writes the layout: what all vaults have, and more.
+func (v *vault) lay(t *testing.T, more object) {
+	t.Helper()
+	layout := object{
+		"BootDriveLayout": []object{
+			{"MountPoint": "/", "MinimumFreeBytes": 512 << 20},
+			{"MountPoint": "/home", "MinimumFreeBytes": 128 << 20},
+		},
+		"Encrypt": true, "UseKexec": true,
+	}
+	maps.Copy(layout, more)
+	var err error
+	if v.files["storage-layout.json"], err = json.Marshal(layout); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mapping is the name below /dev/mapper of an encrypted volume.
+func mapping(mountPoint string) string {
+	if mountPoint == "/" {
+		return "root"
+	}
+	return strings.ReplaceAll(strings.Trim(mountPoint, "/"), "/", "-")
 }
 
 // powerOn starts a machine, which ends with the test at the latest.
@@ -178,8 +200,8 @@ func (v *vault) newSystem(t *testing.T, m *qemu.Machine) {
 	}
 	r := lab.ParseReport(m.Text()[from:])
 	mounts := strings.Join(r["mount"], "\n") + "\n"
-	for _, want := range []string{"/ /dev/mapper/root ext4\n", "/home /dev/mapper/home ext4\n"} {
-		if !strings.Contains(mounts, want) {
+	for _, point := range v.volumes {
+		if want := fmt.Sprintf("%s /dev/mapper/%s ext4\n", point, mapping(point)); !strings.Contains(mounts, want) {
 			t.Errorf("the new system has not mounted %q:\n%s", strings.TrimSpace(want), mounts)
 		}
 	}
@@ -226,7 +248,7 @@ func (v *vault) recoveryKey(t *testing.T) []byte {
 		t.Fatalf("the site server has %d recovery keys", len(v.escrow))
 	}
 	e := v.escrow[0]
-	if e.Hostname != lab.Hostname || len(e.Volumes) != 2 {
+	if e.Hostname != lab.Hostname || len(e.Volumes) != len(v.volumes) {
 		t.Errorf("escrow %+v", e)
 	}
 	return v.unlock(t, e.Sealed)
@@ -245,7 +267,8 @@ func (v *vault) unlock(t *testing.T, sealed string) []byte {
 	return bytes.TrimSuffix(key, []byte("\n"))
 }
 
-// loopPartition gives a partition of a disk's file as a device of the host's.
+// loopPartition gives a partition of a disk's file as a device of the host's; of
+// a member of a RAID 1, its data.
 func loopPartition(t *testing.T, disk string, number int) string {
 	t.Helper()
 	var table struct {
@@ -262,11 +285,28 @@ func loopPartition(t *testing.T, disk string, number int) string {
 		t.Fatal(err)
 	}
 	p, sector := table.Partitiontable.Partitions[number-1], table.Partitiontable.Sectorsize
-	out, err = exec.Command("losetup", "--find", "--show", "--read-only", "--offset", fmt.Sprint(p.Start*sector), "--sizelimit", fmt.Sprint(p.Size*sector), disk).Output()
+	device := loop(t, disk, p.Start*sector, p.Size*sector)
+	// mdadm fails where there is no member.
+	examined, _ := exec.Command("mdadm", "--examine", device).Output()
+	if found := regexp.MustCompile(`Data Offset : (\d+) sectors`).FindSubmatch(examined); found != nil {
+		skip, err := strconv.ParseInt(string(found[1]), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return loop(t, disk, p.Start*sector+skip*512, p.Size*sector-skip*512)
+	}
+	return device
+}
+
+// loop gives a part of a file, in bytes, as a device of the host's until the
+// test ends.
+func loop(t *testing.T, file string, offset, size int64) (device string) {
+	t.Helper()
+	out, err := exec.Command("losetup", "--find", "--show", "--read-only", "--offset", fmt.Sprint(offset), "--sizelimit", fmt.Sprint(size), file).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	device := strings.TrimSpace(string(out))
+	device = strings.TrimSpace(string(out))
 	t.Cleanup(func() {
 		if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
@@ -347,9 +387,9 @@ func noKeys(t *testing.T, name string, r io.Reader, secrets map[string][]byte) {
 	}
 }
 
-// checkSecrets has the recovery key open both volumes, and looks for all keys
+// checkSecrets has the recovery key open every volume, and looks for all keys
 // that can be known everywhere.
-func (v *vault) checkSecrets(t *testing.T, first int) {
+func (v *vault) checkSecrets(t *testing.T) {
 	t.Helper()
 	text := v.recoveryKey(t)
 	if len(text) != recovery.KeyLength {
@@ -360,13 +400,15 @@ func (v *vault) checkSecrets(t *testing.T, first int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk := v.machine.Disks[0].Path
-	secrets := map[string][]byte{
-		"the recovery key as it is typed": text, "the recovery key": raw,
-		"the key of /":     volumeKey(t, loopPartition(t, disk, first), text),
-		"the key of /home": volumeKey(t, loopPartition(t, disk, first+1), text),
+	secrets := map[string][]byte{"the recovery key as it is typed": text, "the recovery key": raw}
+	for n, point := range v.volumes {
+		secrets["the key of "+point] = volumeKey(t, loopPartition(t, v.machine.Disks[0].Path, v.first+n), text)
 	}
-	for _, name := range []string{disk, filepath.Join(v.dir, "console-install.log")} {
+	files := []string{filepath.Join(v.dir, "console-install.log")}
+	for _, d := range v.machine.Disks {
+		files = append(files, d.Path)
+	}
+	for _, name := range files {
 		f, err := os.Open(name)
 		if err != nil {
 			t.Fatal(err)
@@ -400,7 +442,7 @@ func TestStorageEncryption(t *testing.T) {
 	if err := m.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	v.checkSecrets(t, 3)
+	v.checkSecrets(t)
 
 	t.Run("another-TPM", func(t *testing.T) {
 		c := v.installer(t, v.machine)

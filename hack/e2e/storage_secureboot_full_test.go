@@ -15,10 +15,10 @@ import (
 	"github.com/firstlight/firstlight/hack/qemu"
 )
 
-// signedMedium is a disk from which a machine with Secure Boot starts the
-// installer: Debian's shim, signed by Microsoft, its GRUB and its kernel, and our
+// signedMedium is a disk from which a machine, with Secure Boot or without, starts
+// the installer: Debian's shim, signed by Microsoft, its GRUB and its kernel, and our
 // initramfs. It is a removable disk, which no installation uses.
-func signedMedium(t *testing.T, dir string) qemu.Disk {
+func signedMedium(t *testing.T, commandLine string) qemu.Disk {
 	t.Helper()
 	run := func(name string, args ...string) {
 		t.Helper()
@@ -26,10 +26,11 @@ func signedMedium(t *testing.T, dir string) qemu.Disk {
 			t.Fatalf("%s %v: %v: %s", name, args, err, out)
 		}
 	}
+	dir := t.TempDir()
 	path := filepath.Join(dir, "medium.raw")
 	run("tar", "-C", dir, "-xf", dracutRoot, "./usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed", "./usr/lib/shim/shimx64.efi.signed")
 	menu := filepath.Join(dir, "grub.cfg")
-	text := "serial --unit=0 --speed=115200\nterminal_output serial\nlinux /vmlinuz " + lab.CommandLine + "\ninitrd /initramfs\nboot\n"
+	text := "serial --unit=0 --speed=115200\nterminal_output serial\nlinux /vmlinuz " + commandLine + "\ninitrd /initramfs\nboot\n"
 	if err := os.WriteFile(menu, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +49,18 @@ func signedMedium(t *testing.T, dir string) qemu.Disk {
 	return qemu.Disk{Path: path, Serial: "medium", Bus: qemu.SCSI, Properties: []string{"removable=on"}}
 }
 
+// started is the machine as its firmware starts the installer on it, from a
+// medium.
+func (v *vault) started(t *testing.T) qemu.Config {
+	t.Helper()
+	if err := site.WriteTFTP(v.tftp, v.files); err != nil {
+		t.Fatal(err)
+	}
+	c := v.machine
+	c.Disks = append([]qemu.Disk{signedMedium(t, lab.CommandLine)}, c.Disks...)
+	return c
+}
+
 // TestStorageSecureBoot installs, with Secure Boot on, a root that the TPM opens:
 // after kexec and after a start from the disk. Somebody who switches Secure Boot
 // off to start his own program gets nothing from the same TPM.
@@ -57,13 +70,8 @@ func TestStorageSecureBoot(t *testing.T) {
 	if err := qemu.CreateVars(v.machine.Vars, true); err != nil {
 		t.Fatal(err)
 	}
-	if err := site.WriteTFTP(v.tftp, v.files); err != nil {
-		t.Fatal(err)
-	}
-	c := v.machine
-	c.Disks = append([]qemu.Disk{signedMedium(t, t.TempDir())}, c.Disks...)
 	lines := keepLines(t)
-	v.install(t, c, lines)
+	v.install(t, v.started(t), lines)
 	if lines.index("UEFI firmware, Secure Boot on") < 0 {
 		t.Error("the installer did not see Secure Boot")
 	}
@@ -73,7 +81,7 @@ func TestStorageSecureBoot(t *testing.T) {
 	if err := m.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	v.checkSecrets(t, 3)
+	v.checkSecrets(t)
 
 	t.Run("attacker", func(t *testing.T) {
 		c := v.installer(t, v.machine)
@@ -123,7 +131,7 @@ func TestStorageUnlock(t *testing.T) {
 	if err := m.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	v.checkSecrets(t, 3)
+	v.checkSecrets(t)
 	t.Run("old-volumes", func(t *testing.T) {
 		lines := v.searched(t, v.installer(t, v.machine))
 		if lines.index("/dev/vda3, decrypted (ext4)") < 0 {
@@ -163,7 +171,7 @@ func TestStoragePassphrase(t *testing.T) {
 	if err := m.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	v.checkSecrets(t, 3)
+	v.checkSecrets(t)
 }
 
 // TestStorageRefused: a machine without Secure Boot, and a site server that does

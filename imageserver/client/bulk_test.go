@@ -292,7 +292,7 @@ func TestOwnConnections(t *testing.T) {
 func TestForEverAboutToSend(t *testing.T) {
 	t.Parallel()
 	store, digests := filled(t, objecttest.Text(1, 5000))
-	c := imitationWith(t, 200*time.Millisecond, store, func(*server.Server) []auth.Call {
+	c := imitationWith(t, time.Second, store, func(*server.Server) []auth.Call {
 		return []auth.Call{auth.NewCall(server.Policy(), true, bulk.Path, "/firstlight.imageserver.v1.ImageServer/GetObjects",
 			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Type", bulk.AnswerType)

@@ -103,7 +103,8 @@ type Applied struct {
 
 	mu      sync.Mutex
 	watches []*block.Watch // of the disks: not all is written through file systems
-	open    []opened       // in the order in which they were opened
+	arrays  []storage.Array
+	open    []opened // in the order in which they were opened
 	written map[string]uint64
 	closed  bool
 }
@@ -412,7 +413,7 @@ func (a *Applied) Sync() error {
 	for _, w := range a.watches {
 		err = errors.Join(err, w.Check())
 	}
-	return err
+	return errors.Join(err, a.whole())
 }
 
 // Close unmounts everything, closes mappings and arrays and wipes the keys, in reverse
@@ -422,6 +423,9 @@ func (a *Applied) Close() error {
 	err := a.seams.Mounter.Close()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	// While they are still there: what was unmounted has been written.
+	err = errors.Join(err, a.whole())
+	a.arrays = nil
 	var left []opened
 	for _, o := range slices.Backward(a.open) {
 		// Without the caller's context: it may be what ended the installation.

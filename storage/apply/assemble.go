@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -86,6 +89,7 @@ func (r *run) array(ctx context.Context, a storage.Array) error {
 		return assembling(err, "making the array %s of %v", a.Name, a.Members)
 	}
 	r.applied.push("the array "+a.Name, md.Stop(a.Node))
+	r.applied.assembled(a)
 	block.HoldResync(a.Node)
 	if err := r.WaitFor(ctx, a.Node, nodeLimit); err != nil {
 		return err
@@ -97,6 +101,39 @@ func (r *run) array(ctx context.Context, a storage.Array) error {
 	}
 	close(r.made[a.Node])
 	return nil
+}
+
+// assembled notes an array that runs.
+func (a *Applied) assembled(array storage.Array) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.arrays = append(a.arrays, array)
+}
+
+// whole says whether every array still has all of its members. One that does not
+// take a write is thrown out by the kernel, and whoever writes to the array never
+// hears of it (md(4)); the system would lose everything with the next disk. a.mu
+// is held. Errors have code STO-026.
+func (a *Applied) whole() error {
+	if a.seams.Sys == nil {
+		return nil
+	}
+	var wrong []error
+	for _, array := range a.arrays {
+		if array.Level == 0 {
+			continue // it has nothing to spare, and fails with its member
+		}
+		// The number of members that are missing (Documentation/admin-guide/md.rst).
+		missing, err := fs.ReadFile(a.seams.Sys, path.Join("block", path.Base(array.Node), "md/degraded"))
+		switch {
+		case err != nil:
+			wrong = append(wrong, storage.Errorf(storage.CodeLost, "whether the array %s is whole cannot be read: %w", array.Name, err))
+		case strings.TrimSpace(string(missing)) != "0":
+			wrong = append(wrong, storage.Errorf(storage.CodeLost, "the array %s has lost %s of its %d members (%s): one did not take what was written to it",
+				array.Name, strings.TrimSpace(string(missing)), len(array.Members), strings.Join(array.Members, ", ")))
+		}
+	}
+	return errors.Join(wrong...)
 }
 
 // group writes a volume group to its device and makes the devices of its

@@ -14,6 +14,7 @@ import (
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/keys"
 	"github.com/firstlight/firstlight/storage/luks"
+	"github.com/firstlight/firstlight/storage/mount"
 )
 
 // checkKeys makes sure that every key slot of the layout can be made.
@@ -197,7 +198,8 @@ func (a *Applied) WriteKeys(root *os.Root) error {
 // rescueKeys writes the key files of volumes that are kept, and crypttab, which
 // names them, as soon as there is a new root. The old one had the only other
 // copies: without this, what is kept would be lost with whatever ends the
-// installation before WriteKeys.
+// installation before WriteKeys. Whoever looks for them next does so without
+// replaying a journal.
 func (a *Applied) rescueKeys(mounted string) (err error) {
 	var kept []storage.Volume
 	for _, v := range a.layout.Encrypted() {
@@ -227,7 +229,7 @@ func (a *Applied) rescueKeys(mounted string) (err error) {
 	if err != nil {
 		return storage.Errorf(storage.CodeIO, "writing the crypttab of what is kept: %w", err)
 	}
-	return nil
+	return mount.Settle(mounted)
 }
 
 func writeKey(root *os.Root, name string, key []byte) (err error) {

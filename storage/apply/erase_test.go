@@ -235,11 +235,14 @@ func TestKept(t *testing.T) {
 			if kept != 2 {
 				t.Fatalf("%d encrypted volumes are kept", kept)
 			}
-			// Before anybody works in the new root it has what opens them again.
+			// Before anybody works in the new root it has what opens them again,
+			// also for who reads the disk as it is after a power cut, without
+			// replaying the journal.
 			ready := func(mountPoint string) {
 				if mountPoint != "/" {
 					return
 				}
+				root := withoutJournal(t, first, l)
 				tab, err := os.ReadFile(filepath.Join(root, "etc/crypttab"))
 				if err != nil || !bytes.Equal(tab, l.Crypttab()) {
 					t.Errorf("crypttab %q, %v", tab, err)
@@ -285,6 +288,21 @@ func TestKept(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withoutJournal is the root file system of a layout as it lies on its disk this
+// moment, mounted as the search of old disks mounts it.
+func withoutJournal(t *testing.T, disk string, l storage.Layout) (mounted string) {
+	t.Helper()
+	root := l.Mounts()[0]
+	sector := int64(root.Disk.SectorSize)
+	image := create(t, int64(root.Partition.Bytes))
+	sh(t, "/usr/bin/dd", "if="+disk, "of="+image, "bs=1M", "iflag=skip_bytes,count_bytes", "conv=sparse,notrunc", "status=none",
+		fmt.Sprint("skip=", int64(root.Partition.FirstSector)*sector), fmt.Sprint("count=", root.Partition.Bytes))
+	mounted = t.TempDir()
+	sh(t, "/usr/bin/mount", "-o", "ro,noload,loop", image, mounted)
+	t.Cleanup(func() { sh(t, "/usr/bin/umount", mounted) })
+	return mounted
 }
 
 // Erasing around what is kept writes nothing to it, and at no moment is there a

@@ -25,9 +25,11 @@ func Format(device string, sectorSize uint32, p storage.Partition) (tool.Cmd, er
 	case storage.Ext4:
 		// Block and inode size are fixed because the layout was computed with
 		// them: mke2fs takes 1 KiB blocks for small file systems. The kernel
-		// zeroes inode tables in the background after the first mount; the
-		// journal is not zeroed, which is safe once it was written round, and
-		// the installation does that. nodiscard: the disk was discarded whole.
+		// zeroes inode tables in the background after the first mount. The
+		// journal is not zeroed: checksums (metadata_csum, which mke2fs.conf turns
+		// on) begin with the file system's UUID, and a replay ends where blocks
+		// with another one begin (fs/jbd2/recovery.c: "stale blocks due to lazy
+		// journal init"). nodiscard: what is discarded is the layout's affair.
 		c.Args = []string{
 			"-q", "-F", "-b", "4096", "-I", "256",
 			"-i", fmt.Sprint(p.BytesPerInode),

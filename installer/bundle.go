@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/inventory/probe"
@@ -29,7 +30,26 @@ func (i *installation) filesFrom(ctx context.Context, source fetch.Source) (fetc
 		i.saidUnsigned = true
 		i.model.Warn(progress.Config, "there is no trust key in "+i.env.trust.keys+" of the boot medium: the configuration is believed unsigned, whoever sends it")
 	}
-	return fetch.All(ctx, source)
+	files, err := fetch.All(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	return files, fetchSteps(ctx, source, files)
+}
+
+// fetchSteps adds the programmes that config.json names. One that is missing is
+// told with all other mistakes.
+func fetchSteps(ctx context.Context, source fetch.Source, files fetch.Files) error {
+	for _, name := range config.StepFiles(files) {
+		data, err := source.Get(ctx, name)
+		switch {
+		case err == nil:
+			files[name] = data
+		case !errors.Is(err, fetch.ErrAbsent):
+			return err
+		}
+	}
+	return nil
 }
 
 // signedFiles gets the bundle, and makes of it the files that a boot server

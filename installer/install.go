@@ -35,6 +35,7 @@ type installation struct {
 	journal   *journal
 	meter     *meter
 	steering  *steering
+	approval  approval
 	shells    *shell.Server // nil where operators are refused
 	closePage func()
 	published published
@@ -179,7 +180,7 @@ func (i *installation) step(ctx context.Context, s step) error {
 	i.model.Start(s.phase)
 	err := i.steering.begin(ctx, s.phase)
 	if err == nil {
-		err = s.run(ctx)
+		err = i.withSteps(ctx, s)
 	}
 	var skipped skip
 	switch {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
+	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/storage"
@@ -117,6 +119,9 @@ func (i *installation) makePlan(context.Context) error {
 	}
 	i.model.Log(progress.Plan, p.Text())
 	i.model.Logf(progress.Plan, "plan %s", hash)
+	if p.RequireApproval {
+		i.approval.need(hash)
+	}
 	if i.opt.dryRun {
 		i.model.Log(progress.Plan, "dry run: stopping here, nothing was changed")
 		return errDryRun
@@ -144,7 +149,7 @@ func (i *installation) findTools(ctx context.Context) error {
 		tools, err := i.findImage(ctx, i.config.ToolsImage)
 		i.image.Tools = &tools
 		return err
-	case i.opt.networkConfigurator != "" || i.opt.completionNotifier != "":
+	case i.opt.networkConfigurator != "" || i.opt.completionNotifier != "" || i.config.Install.StepsIn(config.InTools):
 		itself := i.image
 		i.image.Tools = &itself
 	}
@@ -199,7 +204,10 @@ func (i *installation) commit(ctx context.Context) error {
 	if err := i.tryKexec(ctx); err != nil {
 		return err
 	}
-	return i.makeKeys(ctx)
+	if err := i.makeKeys(ctx); err != nil {
+		return err
+	}
+	return i.awaitApproval(ctx)
 }
 
 // writeConfigDir keeps the files where custom programmes look for them.
@@ -207,13 +215,10 @@ func writeConfigDir(directory string, files map[string][]byte) error {
 	if err := os.MkdirAll(directory, 0o700); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(func(yield func(string) bool) {
-		for name := range files {
-			if !yield(name) {
-				return
-			}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(directory, name)), 0o700); err != nil {
+			return err
 		}
-	}) {
 		if err := os.WriteFile(filepath.Join(directory, name), files[name], 0o600); err != nil {
 			return err
 		}

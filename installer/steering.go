@@ -158,7 +158,7 @@ func (i *installation) newShells(cancel context.CancelCauseFunc) *shell.Server {
 		Model:   i.model,
 		Hold:    i.steering.hold,
 		Resume:  i.steering.resume,
-		Approve: func(string, string) error { return shell.NotNow("this installation is not waiting for approval") },
+		Approve: i.approve,
 		Reboot:  i.askForReboot(cancel),
 		Plan: func() ([]byte, string) {
 			return i.published.get(&i.published.plan)(), i.model.Snapshot().Facts.Plan

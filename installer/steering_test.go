@@ -151,7 +151,7 @@ func TestOperatorsSteerOverTheGivenCertificateAndOverAnEphemeralOne(t *testing.T
 			if released, err := client.Resume(t.Context()); err != nil || len(released) != 1 {
 				t.Errorf("released %q, %v", released, err)
 			}
-			if err := client.Approve(t.Context(), "sha256:1"); progress.Code(err) != shell.CodeNotNow || !strings.Contains(err.Error(), "not waiting for approval") {
+			if err := client.Approve(t.Context(), "sha256:1"); progress.Code(err) != shell.CodeNotNow || !strings.Contains(err.Error(), "no plan that waits for approval") {
 				t.Errorf("got %v", err)
 			}
 			if _, _, err := client.Plan(t.Context()); progress.Code(err) != shell.CodeNotNow {

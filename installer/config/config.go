@@ -81,4 +81,9 @@ type Install struct {
 	// nil when the site does not say, and then it is where it is more than the
 	// installer's own lease.
 	ProveNetwork *bool
+	// RequireApproval says that no disk is changed until an operator has approved
+	// the plan by its hash.
+	RequireApproval bool
+	// Steps are the site's own programmes, in the order in which they stand.
+	Steps []Step
 }

@@ -88,6 +88,7 @@ func (r *reader) machineFile(c *Config, files map[string][]byte) {
 	}
 	c.Network = r.network(raw)
 	c.Install = r.install(raw.Install)
+	c.Install.Steps = r.steps(files, raw.Install.Steps)
 }
 
 // refusal finds a non-empty Error field before anything else of the file is
@@ -318,7 +319,7 @@ func letterOrDigit(c rune) bool {
 }
 
 func (r *reader) install(raw rawInstall) Install {
-	in := Install{NetworkRenderer: raw.NetworkRenderer.value, LowMemory: raw.LowMemory.value}
+	in := Install{NetworkRenderer: raw.NetworkRenderer.value, LowMemory: raw.LowMemory.value, RequireApproval: raw.RequireApproval.value}
 	options, err := boot.CheckOptions(raw.KernelOptions.value)
 	if err != nil {
 		at := raw.KernelOptions

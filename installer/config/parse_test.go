@@ -156,7 +156,7 @@ func TestEveryMistakeAtOnce(t *testing.T) {
     {"Id": "Dev", "IpGateway": "10.1.0.1", "IpMask": "255.0.255.0"},
     {"Id": "Dev", "IpGateway": "10.1.0.1", "IpMask": "255.255.255.0", "VlanId": 5000}
   ],
-  "Install": {"Foo": 1, "RequireApproval": true},
+  "Install": {"Foo": 1, "FirstBoot": {}},
   "Fleet": 1
 }`),
 		LayoutFile: []byte(`# layout
@@ -179,7 +179,7 @@ CFG-006: config.json:8: Subnets[0].IpMask: the mask 255.0.255.0 has a hole: its 
 CFG-006: config.json:9: Subnets[1].VlanId: VLANs have the numbers 1 to 4094, not 5000
 CFG-004: config.json:9: Subnets[1].Id: the subnet "Dev" is in line 8 already
 CFG-003: config.json:11: unknown field Install.Foo
-CFG-007: config.json:11: Install.RequireApproval is not supported by this version: remove it
+CFG-007: config.json:11: Install.FirstBoot is not supported by this version: remove it
 CFG-003: storage-layout.json:3: unknown field BootDriveLayout[0].MinimumFreeByte: did you mean "MinimumFreeBytes"?
 CFG-006: storage-layout.json:4: BootDriveLayout[1].MountPoint: "home" does not begin with /
 CFG-005: storage-layout.json:4: BootDriveLayout[1].MinimumBytes: want a number, have "2G" (write it without quotes, in plain digits)

@@ -63,11 +63,21 @@ type rawInstall struct {
 	LowMemory               boolean
 	NetworkRenderer         text
 	ProveNetwork            boolean
+	RequireApproval         boolean
+	Steps                   []rawStep
 	WaitAfterFailureSeconds number
 
-	RequireApproval unsupported
-	FirstBoot       unsupported
-	Steps           unsupported
+	FirstBoot unsupported
+}
+
+type rawStep struct {
+	position
+	Programme      text
+	Before         text
+	After          text
+	In             text
+	TimeoutSeconds number
+	OnFailure      text
 }
 
 // rawLayoutFile is storage-layout.json.

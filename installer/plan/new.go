@@ -55,6 +55,7 @@ func New(c config.Config, machine inventory.Document, img Image, skip ...Skip) (
 	} else {
 		d.decideNetwork()
 	}
+	d.describeSteps()
 	d.decideTools()
 	d.decideMemory()
 	if len(d.refusals) > 0 {
@@ -97,6 +98,19 @@ func (d *decision) describeMachine() Machine {
 	}
 	slices.Sort(described.MACs)
 	return described
+}
+
+// describeSteps puts down what of the site's own will run, so that who approves
+// the plan approves that too.
+func (d *decision) describeSteps() {
+	d.plan.RequireApproval = d.config.Install.RequireApproval
+	for _, s := range d.config.Install.Steps {
+		sum := sha256.Sum256(s.Program)
+		d.plan.Steps = append(d.plan.Steps, Step{
+			Programme: s.Name, Digest: "sha256:" + hex.EncodeToString(sum[:]), When: s.When(),
+			In: string(s.In), TimeoutSeconds: int(s.Timeout.Seconds()), GoOn: s.GoOn,
+		})
+	}
 }
 
 func summarize(img Image) ImageSummary {

@@ -63,6 +63,12 @@ type Plan struct {
 	// take it over.
 	Watchdog string `json:"watchdog,omitempty"`
 
+	// RequireApproval says that no disk is changed before an operator has
+	// approved this plan by its hash.
+	RequireApproval bool `json:"requireApproval,omitempty"`
+	// Steps are the site's own programmes, in their order.
+	Steps []Step `json:"steps,omitempty"`
+
 	// FetchObjects and FetchBytes bound what is downloaded: nothing is reused.
 	// Bytes are as they travel, compressed.
 	FetchObjects int    `json:"fetchObjects"`
@@ -100,6 +106,18 @@ type Network struct {
 	// ProveAll says that whatever does not answer stops the installation, not
 	// only what the machine cannot be without.
 	ProveAll bool `json:"proveAll,omitempty"`
+}
+
+// Step is a programme of the site's own.
+type Step struct {
+	Programme string `json:"programme"`
+	Digest    string `json:"digest"` // sha256:… of the programme
+	When      string `json:"when"`   // "before storage"
+	// In is the root that it runs in: installer, tools or system.
+	In             string `json:"in"`
+	TimeoutSeconds int    `json:"timeoutSeconds"`
+	// GoOn says that its failure does not end the installation.
+	GoOn bool `json:"goOn,omitempty"`
 }
 
 // Machine says which machine the plan is for.

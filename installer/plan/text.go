@@ -54,6 +54,14 @@ func (p Plan) Text() string {
 		t.field("Boot", "by "+strings.Join(p.Boot.Loaders, ", ")+": "+p.Boot.Kernel)
 		t.field("", p.Boot.CommandLine)
 	}
+	title := "Steps"
+	for _, s := range p.Steps {
+		t.field(title, s.When+": "+s.Programme, "in the "+s.In, s.Digest)
+		title = ""
+	}
+	if p.RequireApproval {
+		t.field("Approval", "no disk is changed before an operator has approved this plan")
+	}
 	switch {
 	case len(p.Layout.Disks) == 0:
 	case p.HandOver == Kexec:

@@ -224,6 +224,13 @@ type Hold struct {
 	Since  time.Time `json:"since"`
 }
 
+// Approval is what a plan that needs one has of it.
+type Approval struct {
+	Plan  string    `json:"plan"`  // the hash that is to be approved
+	Since time.Time `json:"since"` // when the installer began to wait
+	By    string    `json:"by,omitempty"`
+}
+
 // Next is what the installer will do by itself.
 type Next struct {
 	Text string    `json:"text"`         // "reboot"
@@ -248,6 +255,7 @@ type Snapshot struct {
 	Next         *Next          `json:"next,omitempty"`
 	Sessions     []Session      `json:"sessions,omitempty"`
 	Holds        []Hold         `json:"holds,omitempty"`
+	Approval     *Approval      `json:"approval,omitempty"` // only where the plan needs one
 }
 
 // Current lists the phases that are running or waiting.
@@ -323,6 +331,7 @@ type Model struct {
 	next         *Next
 	sessions     []Session
 	holds        []Hold
+	approval     *Approval
 	ratio        float64
 	lines        ring[Line]
 	events       ring[Event]
@@ -557,6 +566,13 @@ func (m *Model) Holds(holds []Hold) {
 	m.holds = slices.Clone(holds)
 }
 
+// Approval says what the plan waits for, or who has approved it.
+func (m *Model) Approval(a *Approval) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.approval = a
+}
+
 // Errors counts the failures by code.
 func (m *Model) Errors() map[string]uint64 {
 	m.mu.Lock()
@@ -573,6 +589,7 @@ func (m *Model) Snapshot() Snapshot {
 		Format: Format, Time: now.UTC(), Seconds: now.Sub(m.start).Seconds(), Facts: m.facts,
 		Warnings: append([]string{}, m.warnings...), DisksChanged: m.disksChanged,
 		Objects: []SourceStatus{}, Disks: []DiskStatus{},
+		Approval: m.approval,
 		Sessions: slices.Clone(m.sessions), Holds: slices.Clone(m.holds),
 	}
 	var reached, whole float64

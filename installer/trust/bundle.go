@@ -34,7 +34,8 @@ type Bundle struct {
 	// SiteServer is the URL that is reported to.
 	SiteServer string `json:"siteServer,omitempty"`
 	// Files are config.json, storage-layout.json and random-seed, as they
-	// would lie on a boot server.
+	// would lie on a boot server, and the programmes of config.json's Steps as
+	// steps/NAME.
 	Files map[string][]byte `json:"files"`
 }
 
@@ -113,8 +114,8 @@ func (b Bundle) check() error {
 		wrong = append(wrong, "config.json is missing")
 	}
 	for name := range b.Files {
-		if !slices.Contains(carried, name) {
-			wrong = append(wrong, fmt.Sprintf("it carries %q, which is none of %s", name, strings.Join(carried, ", ")))
+		if !slices.Contains(carried, name) && !isStep(name) {
+			wrong = append(wrong, fmt.Sprintf("it carries %q, which is none of %s, steps/…", name, strings.Join(carried, ", ")))
 		}
 	}
 	if wrong == nil {
@@ -122,6 +123,15 @@ func (b Bundle) check() error {
 	}
 	slices.Sort(wrong)
 	return refuse(CodeBundle, "%s is no bundle: %s", BundleFile, strings.Join(wrong, "; "))
+}
+
+// isStep says whether a name is that of a programme in steps/, and cannot be
+// anywhere else.
+func isStep(name string) bool {
+	file, below := strings.CutPrefix(name, "steps/")
+	return below && file != "" && file[0] != '.' && !strings.ContainsFunc(file, func(c rune) bool {
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("._-", c))
+	})
 }
 
 func (b Bundle) images() map[string]Pinned {

@@ -184,6 +184,7 @@ func TestParse(t *testing.T) {
 		"no digest":      strings.Replace(raw, "sha256:ab", "sha256:", 1),
 		"bound to none":  strings.Replace(strings.Replace(raw, "52:54", "", 1), `"binding": {`, `"binding": {}, "x": {`, 1),
 		"other file":     strings.Replace(raw, "config.json", "../../etc/shadow", 1),
+		"a step outside": strings.Replace(raw, `"config.json"`, `"steps/../../x": "", "config.json"`, 1),
 		"no JSON":        "hello",
 	} {
 		t.Run(name, func(t *testing.T) {

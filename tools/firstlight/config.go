@@ -69,6 +69,13 @@ func (c *common) readConfig(ctx context.Context, directory string) (config.Confi
 			return config.Config{}, err
 		}
 	}
+	for _, name := range config.StepFiles(files) {
+		data, err := source.Get(ctx, name)
+		if err != nil && !errors.Is(err, fetch.ErrAbsent) {
+			return config.Config{}, err
+		}
+		files[name] = data
+	}
 	read, err := config.Parse(files, config.DefaultPort)
 	if err != nil {
 		return config.Config{}, err

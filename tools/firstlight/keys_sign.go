@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -120,6 +121,9 @@ func (c *common) newBundle(ctx context.Context, machine string, named bool, bind
 			return trust.Bundle{}, err
 		}
 		files[name] = data
+	}
+	for _, step := range read.Install.Steps {
+		files[path.Join(config.StepsDirectory, step.Name)] = step.Program
 	}
 	now := time.Now().UTC().Truncate(time.Second)
 	return trust.Bundle{

@@ -258,10 +258,7 @@ func TestKeep(t *testing.T) {
 	}
 	args := []string{"--interface=s0", "--dhcp-range=10.77.0.50,10.77.0.60,2m"}
 	stop := dnsmasq(t, server, args...)
-	lease, err := dhcp.Acquire(t.Context(), v4("eth0"), options(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	lease := leased(t)
 	if lease.Renew != 60 { // dnsmasq knows no shorter one
 		t.Fatalf("T1 is %d s", lease.Renew)
 	}
@@ -269,7 +266,7 @@ func TestKeep(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
 	var times atomic.Int32
-	err = dhcp.Keep(ctx, lease, options(t), func(next dhcp.Lease) error {
+	err := dhcp.Keep(ctx, lease, options(t), func(next dhcp.Lease) error {
 		if next.Address != lease.Address || !next.Obtained.After(lease.Obtained) {
 			t.Errorf("renewed to %+v", next)
 		}

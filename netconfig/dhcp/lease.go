@@ -76,12 +76,16 @@ func (l Lease) Expires() (at time.Time, ok bool) {
 	return l.Obtained.Add(l.Duration.Duration()), l.Duration != Infinite
 }
 
+// mostTFTPServers is how many of a lease's TFTP servers count: each may have to
+// be waited for, and one option has room for sixty.
+const mostTFTPServers = 8
+
 // TFTPServers are the names or addresses of TFTP servers, best first: siaddr,
-// option 66, option 150, without repetition.
+// option 66, option 150, without repetition; the first eight.
 func (l Lease) TFTPServers() []string {
 	var out []string
 	add := func(s string) {
-		if s != "" && !slices.Contains(out, s) {
+		if s != "" && len(out) < mostTFTPServers && !slices.Contains(out, s) {
 			out = append(out, s)
 		}
 	}

@@ -95,7 +95,15 @@ type asking struct {
 	mac  netconfig.MAC
 	last error // of the last request
 	n    int   // requests
+
+	crowded bool // more servers than count, which was said
 }
+
+// mostOffers is of how many servers (of IPv6: routers) the offers on one
+// interface count, the first that came. Each is tried, which takes time, and
+// kept; without a bound somebody who makes up a server for every answer could
+// hold the machine up for ever. No network has as many that are meant.
+const mostOffers = 16
 
 // watchInterval is how often a Search looks for interfaces that have got a
 // link since.
@@ -193,6 +201,13 @@ func (s *Search) add(o Offer) {
 		old.Offer = o
 		return
 	}
+	if n := s.offered(o.Interface, o.V6); n >= mostOffers {
+		if a := s.interfaces[o.Interface]; a != nil && !a.crowded {
+			a.crowded = true
+			s.options.Report(fmt.Sprintf("%s: more than %d servers offer something; only the first ones count", o.Interface, mostOffers))
+		}
+		return
+	}
 	s.candidates[k] = &candidate{Offer: o, at: time.Now()}
 	s.tell()
 }
@@ -278,23 +293,24 @@ func (s *Search) before(a, b *candidate) bool {
 // nothing, or that only IPv6 has been offered.
 func (s *Search) betterMayCome(best *candidate) bool {
 	for _, a := range s.interfaces {
-		if !s.options.Prefer.IsZero() && a.mac == s.options.Prefer && best.MAC != s.options.Prefer && !s.offered(a.Interface, a.V6 && !a.V4) {
+		if !s.options.Prefer.IsZero() && a.mac == s.options.Prefer && best.MAC != s.options.Prefer && s.offered(a.Interface, a.V6 && !a.V4) == 0 {
 			return true
 		}
-		if best.V6 && a.V4 && !s.offered(a.Interface, false) {
+		if best.V6 && a.V4 && s.offered(a.Interface, false) == 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (s *Search) offered(name string, v6 bool) bool {
+// offered is how many servers have offered something on an interface.
+func (s *Search) offered(name string, v6 bool) (servers int) {
 	for k := range s.candidates {
 		if k.name == name && k.v6 == v6 {
-			return true
+			servers++
 		}
 	}
-	return false
+	return servers
 }
 
 // patienceEnd is when no further offer is waited for.
@@ -308,7 +324,7 @@ func (s *Search) patienceEnd(deadline time.Time) time.Time {
 		}
 	}
 	for _, a := range s.interfaces {
-		if !s.offered(a.Interface, false) && !s.offered(a.Interface, true) {
+		if s.offered(a.Interface, false)+s.offered(a.Interface, true) == 0 {
 			return deadline
 		}
 	}
@@ -339,6 +355,30 @@ func (s *Search) Waiting() int {
 		}
 	}
 	return n
+}
+
+// Another waits for an offer that is not tried yet, besides the one that was
+// handed out, for as long as offers are waited for where all were of no use
+// (Options.Settle). It is false when none has come.
+func (s *Search) Another(ctx context.Context) bool {
+	for {
+		s.mu.Lock()
+		changed := s.changed
+		s.mu.Unlock()
+		if s.Waiting() > 0 {
+			return true
+		}
+		timer := time.NewTimer(time.Until(s.begun.Add(s.options.Settle)))
+		select {
+		case <-changed:
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-timer.C:
+			return s.Waiting() > 0
+		}
+	}
 }
 
 // nothing is the error of a search that came to nothing.

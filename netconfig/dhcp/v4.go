@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -102,18 +103,26 @@ func release4(lease Lease) {
 }
 
 // renew4 asks the server of the lease, or once the time to rebind has come any
-// server, for more of it (RFC 2131, 4.4.5).
+// server, for more of it (RFC 2131, 4.4.5): the one from the address that it
+// gave, the others with broadcasts, which get through where the way to that one
+// is lost.
 func renew4(ctx context.Context, lease Lease, o Options) (Lease, error) {
-	client, mac, err := open4(lease.Interface, nclient4.WithTimeout(o.FirstWait), nclient4.WithRetry(1))
+	options := []nclient4.ClientOpt{nclient4.WithTimeout(o.FirstWait), nclient4.WithRetry(1)}
+	rebind := !time.Now().Before(lease.Obtained.Add(lease.Rebind.Duration()))
+	if !rebind && lease.Server.IsValid() {
+		options = append(options, nclient4.WithUnicast(&net.UDPAddr{IP: lease.Address.Addr().AsSlice(), Port: nclient4.ClientPort}),
+			nclient4.WithServerAddr(&net.UDPAddr{IP: lease.Server.AsSlice(), Port: nclient4.ServerPort}))
+	}
+	client, mac, err := open4(lease.Interface, options...)
 	if err != nil {
 		return Lease{}, err
 	}
 	defer client.Close() // as in discover4
 	var got *nclient4.Lease
-	if time.Now().Before(lease.Obtained.Add(lease.Rebind.Duration())) {
-		got, err = client.Renew(ctx, lease.from, o.modifiers()...)
-	} else {
+	if rebind {
 		got, err = rebind4(ctx, client, lease.from, o)
+	} else {
+		got, err = client.Renew(ctx, lease.from, o.modifiers()...)
 	}
 	var refused *nclient4.ErrNak
 	if errors.As(err, &refused) {

@@ -1,0 +1,4 @@
+package dhcp
+
+// AddOffer lets tests be the servers.
+func AddOffer(s *Search, o Offer) { s.add(o) }

@@ -20,8 +20,10 @@ import (
 
 // attempt is one try at getting the configuration.
 type attempt struct {
-	others   bool // there are others to try: none of them is waited for very long
-	searched bool // through one of several leases that were offered
+	others bool // there are others to try: none of them is waited for very long
+	// rival waits for another lease that may be the one that is meant, and says
+	// whether there is one; nil where no lease was searched for.
+	rival func(context.Context) bool
 }
 
 // hurriedPatience is how long a silent server is asked for a file while there
@@ -75,7 +77,11 @@ func (i *installation) search(ctx context.Context, options dhcp.Options, use fun
 		lease, err := search.Take(ctx, offer)
 		if err == nil {
 			i.model.Wait(progress.Config, "")
-			if err = i.tryLease(ctx, lease, attempt{others: search.Waiting() > 0, searched: tried > 0 || search.Waiting() > 0}, use); err == nil {
+			rival := search.Another
+			if tried > 0 {
+				rival = func(context.Context) bool { return true } // one of those that may be tried again
+			}
+			if err = i.tryLease(ctx, lease, attempt{others: search.Waiting() > 0, rival: rival}, use); err == nil {
 				i.keepLease(lease)
 				return nil
 			}
@@ -145,15 +151,23 @@ func removeIfThere(file string) error {
 	return nil
 }
 
-// checkSource says whether a configuration that came through one of several
-// leases is this machine's, and from whom it should be: it names a NIC of this
-// machine, and an image server that can be reached and, where the boot medium
-// has a CA, is the site's. Whoever answered first may not be the one who should
-// have.
+// checkSource says whether a configuration that came through a lease is this
+// machine's, and from whom it should be: it names a NIC of this machine, and an
+// image server that can be reached and, where the boot medium has a CA, is the
+// site's. Whoever answered first may not be the one who should have. Where only
+// one has answered, later phases say what is wrong with it.
 func (i *installation) checkSource(ctx context.Context, attempt attempt) error {
-	if !attempt.searched {
-		return nil // it has no rival; later phases say what is wrong with it
+	if attempt.rival == nil {
+		return nil
 	}
+	err := i.askSource(ctx)
+	if err != nil && !attempt.rival(ctx) {
+		return ctx.Err()
+	}
+	return err
+}
+
+func (i *installation) askSource(ctx context.Context) error {
 	nics, err := link.List(i.env.sys)
 	if err != nil {
 		return err

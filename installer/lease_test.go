@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -89,5 +90,25 @@ func TestMayWorkLater(t *testing.T) {
 	}
 	if got := oneLine(errors.Join(errors.New("a"), errors.New("b"))); strings.Contains(got, "\n") {
 		t.Errorf("%q", got)
+	}
+}
+
+// An image server that does not answer is a reason to try another lease, where
+// there is one; an only one is kept, and what is wrong is said later.
+func TestCheckSource(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		rival   func(context.Context) bool
+		refused bool
+	}{
+		{"no lease was searched for", nil, false},
+		{"an only lease", func(context.Context) bool { return false }, false},
+		{"another lease", func(context.Context) bool { return true }, true},
+	} {
+		i, log := testInstallation(t, "-imageServerHostname=127.0.0.1:1")
+		i.env.trust = trustIn(t.TempDir())
+		if err := i.checkSource(t.Context(), attempt{rival: test.rival}); (err != nil) != test.refused {
+			t.Errorf("%s: %v\n%s", test.name, err, log)
+		}
 	}
 }

@@ -11,8 +11,9 @@ import (
 // specCheck is what is being found wrong with a Spec.
 type specCheck struct {
 	firmware       Firmware
-	layout, unmade []string          // contradictions; file systems that cannot be made
-	points, labels map[string]string // mount point, label → the volume that has it
+	encrypted      func(mountPoint string) bool // which volumes are
+	layout, unmade []string                     // contradictions; file systems that cannot be made
+	points, labels map[string]string            // mount point, label → the volume that has it
 }
 
 func (c *specCheck) wrong(format string, args ...any) {
@@ -21,7 +22,7 @@ func (c *specCheck) wrong(format string, args ...any) {
 
 // check finds everything that contradicts itself, and fills in the defaults.
 func (s *Spec) check(firmware Firmware) error {
-	c := &specCheck{firmware: firmware, points: make(map[string]string), labels: make(map[string]string)}
+	c := &specCheck{firmware: firmware, encrypted: s.encrypted, points: make(map[string]string), labels: make(map[string]string)}
 	switch firmware {
 	case BIOS, UEFI, Both:
 	default:

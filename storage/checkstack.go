@@ -51,7 +51,19 @@ func (c *specCheck) subvolumes(v *VolumeSpec, who string) {
 		names[s.Name] = true
 		if point != v.MountPoint {
 			c.points[point] = who
+			c.openly(point, v.MountPoint, who)
 		}
+	}
+}
+
+// openly refuses a subvolume that firmware or boot loader must read, and that lies
+// in a volume which they cannot open or would not look for.
+func (c *specCheck) openly(point, volume, who string) {
+	switch {
+	case point == ESPMountPoint && c.firmware != BIOS:
+		c.wrong("%s: the EFI system partition %s cannot be a subvolume: firmware reads no btrfs", who, point)
+	case point == bootMountPoint && c.encrypted(volume):
+		c.wrong("%s: its subvolume is mounted at %s, where the boot loader reads the kernel, and it is encrypted: give %s a volume of its own", who, point, point)
 	}
 }
 

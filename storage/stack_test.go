@@ -169,6 +169,27 @@ func checkStack(t *testing.T, l Layout) {
 	}
 }
 
+// TestTakeDownPrograms: what may be active on a disk is taken down by programs, and
+// these are asked for before the point of no return.
+func TestTakeDownPrograms(t *testing.T) {
+	d := disk("vda", 32*GiB, 512)
+	for kind, want := range map[string]string{"ext4": "", "md": "mdadm", "isw-raid": "mdadm", "lvm": "dmsetup", "luks": "dmsetup"} {
+		d.Contents = []Content{{Where: "vda", Kind: kind, Size: d.Size}}
+		s := defaultSpec()
+		s.Encrypt = false
+		l, err := Resolve(s, []Disk{d}, nil, debianNeed(), UEFI, testIDs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		programs := strings.Join(l.Programs(), " ")
+		for _, name := range []string{"mdadm", "dmsetup"} {
+			if strings.Contains(programs, name) != (name == want) {
+				t.Errorf("over %s: %s", kind, programs)
+			}
+		}
+	}
+}
+
 func TestStackRefuses(t *testing.T) {
 	one, pair := []Disk{disk("vda", 32*GiB, 512)}, []Disk{disk("vda", 32*GiB, 512), disk("vdb", 32*GiB, 4096)}
 	for name, c := range map[string]struct {
@@ -193,6 +214,13 @@ func TestStackRefuses(t *testing.T) {
 		"subvolume twice": {stacked(func(s *Spec) {
 			s.Volumes[1].FileSystem, s.Volumes[1].Subvolumes = Btrfs, []Subvolume{{"a", "/a"}, {"a", "/b"}, {"c/d", "/c"}, {"e", "/var/log"}, {"f", "/etc/f"}}
 		}), one, UEFI, CodeLayout, "two subvolumes a"},
+		"boot in an encrypted subvolume": {stacked(func(s *Spec) {
+			s.Volumes[1].FileSystem, s.Volumes[1].Subvolumes = Btrfs, []Subvolume{{"@home", s.Volumes[1].MountPoint}, {"@boot", "/boot"}}
+		}), one, UEFI, CodeLayout, "give /boot a volume of its own"},
+		"ESP as a subvolume": {stacked(func(s *Spec) {
+			s.Encrypt = false
+			s.Volumes[1].FileSystem, s.Volumes[1].Subvolumes = Btrfs, []Subvolume{{"@home", s.Volumes[1].MountPoint}, {"@esp", "/boot/efi"}}
+		}), one, UEFI, CodeLayout, "firmware reads no btrfs"},
 		"group's name": {stacked(func(s *Spec) { s.VolumeGroup = "a-b" }), one, UEFI, CodeLayout, "VolumeGroup"},
 		"RAID 5":       {stacked(func(s *Spec) { s.DataRAID = "raid5" }), one, UEFI, CodeLayout, "none of raid0, raid1, raid10"},
 		"preserved":    {stacked(func(s *Spec) { s.VolumeGroup, s.Preserve = "vg", []string{"home"} }), one, UEFI, CodeLayout, ""},

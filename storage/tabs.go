@@ -20,7 +20,9 @@ func (l Layout) Mounts() []Volume {
 	return volumes
 }
 
-// Programs are the names of the programs that making the layout needs, sorted.
+// Programs are the names of the programs that making the layout needs, sorted:
+// those that make what is new, and those that take down what may be active of the
+// old.
 func (l Layout) Programs() []string {
 	var names []string
 	for _, v := range l.Volumes() {
@@ -38,6 +40,16 @@ func (l Layout) Programs() []string {
 	}
 	if len(l.Groups) > 0 {
 		names = append(names, "dmsetup")
+	}
+	for _, d := range l.Disks {
+		for _, c := range d.Contents {
+			switch c.Kind {
+			case "md", "isw-raid", "ddf-raid":
+				names = append(names, "mdadm")
+			case "lvm", "luks":
+				names = append(names, "dmsetup")
+			}
+		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

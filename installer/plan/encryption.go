@@ -201,6 +201,7 @@ func (d *decision) checkSystemUnlock(volumes []string) {
 // decideRecovery says who gets the recovery key, and refuses where nobody would.
 func (d *decision) decideRecovery(layout storage.Layout, wanted storage.Encryption) {
 	e := d.plan.Encryption
+	d.sayUnrecovered(layout, wanted)
 	if !layout.Uses(storage.SlotRecovery) {
 		return
 	}
@@ -218,6 +219,31 @@ func (d *decision) decideRecovery(layout storage.Layout, wanted storage.Encrypti
 	default:
 		e.Notes = append(e.Notes, "There is no site server to keep the recovery key: it lies on the machine's own disk only, encrypted to its recipients. Copy it.")
 	}
+}
+
+// sayUnrecovered names the volumes that the layout's recovery key will not open:
+// those that are kept, with the keys that they have.
+func (d *decision) sayUnrecovered(layout storage.Layout, wanted storage.Encryption) {
+	if len(wanted.RecoveryRecipients) == 0 {
+		return
+	}
+	var kept []string
+	for _, v := range layout.Encrypted() {
+		if v.Partition.Kept {
+			kept = append(kept, v.MountPoint())
+		}
+	}
+	if len(kept) == 0 {
+		return
+	}
+	text := fmt.Sprintf("%s stay as they are, with the keys that they have: no recovery key of this installation opens them. One that was made with them still does.", strings.Join(kept, ", "))
+	if layout.Uses(storage.SlotRecovery) {
+		d.plan.Encryption.Notes = append(d.plan.Encryption.Notes, text)
+		return
+	}
+	// Nothing is left that RecoveryRequired could be about.
+	d.plan.Encryption.RecoveryRequired = false
+	d.warn("no recovery key is made and the site server is sent none, although the layout has RecoveryRecipients: every encrypted volume is kept. %s", text)
 }
 
 // recoveryFile lies where it can be read without opening anything.

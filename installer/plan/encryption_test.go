@@ -199,3 +199,31 @@ func TestEncryptionWarnings(t *testing.T) {
 		})
 	}
 }
+
+// TestKeptWithoutRecovery: where every encrypted volume is kept there is no
+// recovery key, whatever the layout asks for, and the plan says so.
+func TestKeptWithoutRecovery(t *testing.T) {
+	c, m, img := sealed(t)
+	c.Storage.Encryption.Root = false
+	p, err := New(c, m, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As the next installation would find them, all of them labelled for Preserve.
+	layout := p.Layout
+	for d := range layout.Disks {
+		for n := range layout.Disks[d].Partitions {
+			if part := &layout.Disks[d].Partitions[n]; part.LUKS != nil {
+				part.Kept, part.LUKS.Slots, part.LUKS.Unlock = true, []storage.Slot{storage.SlotKeyFile}, storage.UnlockKeyFile
+			}
+		}
+	}
+	again := &decision{config: c, machine: m, image: img}
+	again.decideEncryption(layout)
+	if e := again.plan.Encryption; e.RecoveryRequired || e.RecoveryFile != "" {
+		t.Errorf("%+v", e)
+	}
+	if said := strings.Join(again.plan.Warnings, "\n"); !strings.Contains(said, "no recovery key is made and the site server is sent none") || !strings.Contains(said, "/home") {
+		t.Errorf("it is not said: %q", said)
+	}
+}

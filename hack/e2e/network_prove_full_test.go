@@ -19,8 +19,19 @@ import (
 )
 
 // TestNetworkProveOwnPort: both NICs are the bond, so the installer's own port
-// joins it last, comes back, and the installation goes on.
+// joins it last, comes back, and the installation goes on. What the kernel
+// command line has given the other port comes back too.
 func TestNetworkProveOwnPort(t *testing.T) {
+	t.Run("leased", func(t *testing.T) { proveOwnPort(t, "") })
+	t.Run("another-address", func(t *testing.T) {
+		proveOwnPort(t, "ip=eth0:dhcp ip=192.168.9.9:::255.255.255.0::eth1:none ip=[2001:db8:9::9]:::64::eth1:none",
+			`prove: eth1 has 192\.168\.9\.9/24, 2001:db8:9::9/64 again`)
+	})
+}
+
+// proveOwnPort plays it with words on the kernel command line, up to the point of
+// no return; the console must say what says has.
+func proveOwnPort(t *testing.T, options string, says ...string) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
@@ -48,7 +59,7 @@ func TestNetworkProveOwnPort(t *testing.T) {
 	x.lan.macs = []netconfig.MAC{{0xde, 0xad, 0xbe, 0xef, 0, 1}, {0xde, 0xad, 0xbe, 0xef, 0, 2}}
 	dir := shortDir(t)
 	s := startSwitch(ctx, t, dir, x.lan.network)
-	c := x.machine(ctx, t, dir, s, "")
+	c := x.machine(ctx, t, dir, s, options)
 	disk := filepath.Join(t.TempDir(), "disk.raw")
 	if err := qemu.CreateDisk(disk, lab.DiskBytes); err != nil {
 		t.Fatal(err)
@@ -66,14 +77,14 @@ func TestNetworkProveOwnPort(t *testing.T) {
 	if len(found) > 1 && found[1] != "" {
 		t.Errorf("it failed: %s", found[0])
 	}
-	for _, say := range []string{
+	for _, say := range append(says,
 		`prove: gateway 192\.168\.120\.1 \([0-9a-f:]+\) answers on VLAN 120 via the bond of eth0, eth1`,
 		`prove: nobody else has the address 192\.168\.120\.2`,
 		`prove: name server 192\.168\.120\.1 answers`,
 		`prove: (eth0|eth1) joins its bond for at most 20 s`,
 		`prove: the switch speaks LACP on (eth0|eth1) as well`,
 		`prove: (eth0|eth1) is back`,
-	} {
+	) {
 		if !regexp.MustCompile(say).MatchString(m.Text()) {
 			t.Errorf("the console does not say %q", say)
 		}

@@ -224,19 +224,24 @@ func (t *trial) makeBond(s netconfig.Segment) (*bond, error) {
 		return nil, err
 	}
 	for _, name := range s.Ports {
+		before, err := t.connection(name)
+		if err != nil {
+			return nil, fmt.Errorf("looking at %s: %w", name, err)
+		}
 		if name == t.Own {
-			b.own = true
-			if t.own, err = t.connection(); err != nil {
-				return nil, fmt.Errorf("looking at %s: %w", t.Own, err)
-			}
+			b.own, t.own = true, before
 			continue
 		}
-		port, err := t.outer.LinkByName(name)
-		if err != nil {
-			return nil, fmt.Errorf("finding %s: %w", name, err)
-		}
-		t.undo = slices.Insert(t.undo, len(t.undo)-1, func() error { return t.outer.LinkSetUp(port) }) // once the bond has let it go
-		if err := t.enslave(port, master); err != nil {
+		// The kernel command line may have given it addresses too. They come
+		// back once the bond has let it go.
+		t.undo = slices.Insert(t.undo, len(t.undo)-1, func() error {
+			err := t.reconnect(*before)
+			if given := before.given(); err == nil && len(given) > 0 {
+				t.Report(fmt.Sprintf("%s has %s again", name, strings.Join(given, ", ")))
+			}
+			return err
+		})
+		if err := t.enslave(before.port, master); err != nil {
 			return nil, err
 		}
 		b.joined = append(b.joined, name)
@@ -325,7 +330,8 @@ func (t *trial) partner(ports []string) error {
 	return nil
 }
 
-// connection is what the kernel forgets of a port that goes down.
+// connection is what the kernel forgets of a port that goes down, or joins a
+// bond.
 type connection struct {
 	port      netlink.Link
 	mtu       int
@@ -369,8 +375,8 @@ func (t *trial) join(ctx context.Context, b *bond) (err error) {
 	}
 }
 
-func (t *trial) connection() (*connection, error) {
-	port, err := t.outer.LinkByName(t.Own)
+func (t *trial) connection(name string) (*connection, error) {
+	port, err := t.outer.LinkByName(name)
 	if err != nil {
 		return nil, err
 	}
@@ -420,6 +426,16 @@ func (t *trial) reconnect(c connection) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// given are the addresses that somebody gave the port.
+func (c connection) given() (list []string) {
+	for _, a := range c.addresses {
+		if !remade(a) {
+			list = append(list, a.IPNet.String())
+		}
+	}
+	return list
 }
 
 // remade is true of addresses that the kernel makes itself: its own of the link,

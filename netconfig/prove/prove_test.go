@@ -283,6 +283,14 @@ func TestGatewayIPv6(t *testing.T) {
 	if !slices.ContainsFunc(h.reports, func(text string) bool { return strings.Contains(text, "packets of 1500 bytes reach fd77::1") }) {
 		t.Errorf("reported %q", h.reports)
 	}
+	// Nothing of it is left, and a route that was there is there still.
+	run(t, "ip", "route", "add", "fd77::1/128", "via", "fe80::77", "dev", "eth0")
+	if err := Run(t.Context(), h.options(Options{Segments: []netconfig.Segment{bridged}})); err != nil {
+		t.Error(err)
+	}
+	if routes := run(t, "ip", "-6", "route"); strings.Count(routes, "fd77::1 ") != 1 || !strings.Contains(routes, "fd77::1 via fe80::77 ") {
+		t.Errorf("routes %s", routes)
+	}
 	bridged.Gateways = []netip.Addr{netip.MustParseAddr("fd77::99")}
 	if err := Run(t.Context(), h.options(Options{Segments: []netconfig.Segment{bridged}})); code(err) != CodeGateway || !strings.Contains(err.Error(), "fd77::99 via eth0") {
 		t.Errorf("got %v", err)
@@ -319,6 +327,20 @@ func TestInsideIsApart(t *testing.T) {
 	if len(within) != 1 || len(outside) != 2 {
 		t.Errorf("inside %v, outside %v", within, outside)
 	}
+}
+
+// Whatever a neighbour sends is an answer or is none.
+func FuzzNeighbour(f *testing.F) {
+	of := netip.MustParseAddr("fd77::1")
+	answer, _ := solicitation(of, net.HardwareAddr{2, 0, 0, 0, 0, 1})
+	answer[0], answer[24] = 136, 2
+	f.Add(answer)
+	f.Add(append(answer[:24:24], 14, 1, 0, 0, 0, 0, 0, 0, 2, 1, 2, 0, 0, 0, 0, 2))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if hw := advertised(data, of); hw != nil && (len(hw) != 6 || data[0] != 136) {
+			t.Errorf("%v of %x", hw, data)
+		}
+	})
 }
 
 func FuzzARP(f *testing.F) {

@@ -1,8 +1,8 @@
 package prove
 
 import (
+	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -138,38 +137,47 @@ func wholeOnly(conn *net.IPConn, v6 bool) error {
 	return errors.Join(err, setting)
 }
 
-// solicit lets the kernel find the hardware address of a neighbour of IPv6
-// (RFC 4861), by sending it something.
+// solicit asks every second for the hardware address of a neighbour of IPv6
+// (RFC 4861, 4.3), from the device's own address of the link. The kernel is not
+// asked, for it would want a route, and where the device is the installer's own
+// a route could lead its connection astray.
 func solicit(ctx context.Context, device string, to netip.Addr, wait time.Duration) (net.HardwareAddr, error) {
-	link, err := netlink.LinkByName(device)
+	link, err := net.InterfaceByName(device)
 	if err != nil {
 		return nil, err
 	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: hostNet(to), Scope: netlink.SCOPE_LINK}
-	if !to.IsLinkLocalUnicast() {
-		if err := netlink.RouteReplace(route); err != nil {
-			return nil, fmt.Errorf("adding a route to %s: %w", to, err)
-		}
-		defer netlink.RouteDel(route) // it goes with the namespace, or stays for a route that is wanted
+	conn, err := net.ListenPacket("ip6:ipv6-icmp", "::")
+	if err != nil {
+		return nil, err
 	}
-	address := to
-	if to.IsLinkLocalUnicast() {
-		address = to.WithZone(device)
+	defer conn.Close() // nothing is lost when closing fails
+	p := ipv6.NewPacketConn(conn)
+	var filter ipv6.ICMPFilter
+	filter.SetAll(true)
+	filter.Accept(ipv6.ICMPTypeNeighborAdvertisement)
+	if err := errors.Join(p.SetICMPFilter(&filter), p.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagInterface, true), p.SetMulticastHopLimit(neighbourHops)); err != nil {
+		return nil, err
 	}
+	question, group := solicitation(to, link.HardwareAddr)
 	last := errSilent
+	buf := make([]byte, 1500)
 	for end := time.Now().Add(wait); time.Now().Before(end) && ctx.Err() == nil; {
-		const discard = 9 // RFC 863: nobody minds
-		conn, err := net.Dial("udp6", netip.AddrPortFrom(address, discard).String())
-		if err == nil {
-			_, err = conn.Write([]byte{0})
-			_ = conn.Close() // a datagram is sent or not
-		}
-		if err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+		next := earlier(end, time.Now().Add(time.Second))
+		if _, err := p.WriteTo(question, &ipv6.ControlMessage{IfIndex: link.Index}, &net.IPAddr{IP: group.AsSlice(), Zone: device}); err != nil {
 			last = err // such as no address of our own yet
-		}
-		for range 10 {
 			pause(ctx, 100*time.Millisecond)
-			if hardware := neighbour(link, to); hardware != nil {
+			continue
+		}
+		_ = p.SetReadDeadline(next) // an open socket takes any
+		for {
+			n, control, _, err := p.ReadFrom(buf)
+			if err != nil {
+				break
+			}
+			if control == nil || control.IfIndex != link.Index || control.HopLimit != neighbourHops {
+				continue
+			}
+			if hardware := advertised(buf[:n], to); hardware != nil {
 				return hardware, nil
 			}
 		}
@@ -177,20 +185,38 @@ func solicit(ctx context.Context, device string, to netip.Addr, wait time.Durati
 	return nil, fmt.Errorf("%w within %v", errors.Join(last, ctx.Err()), wait)
 }
 
-func neighbour(link netlink.Link, of netip.Addr) net.HardwareAddr {
-	list, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V6)
-	if err != nil {
-		return nil // asked again
-	}
-	const known = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE | netlink.NUD_PERMANENT
-	for _, n := range list {
-		if a, ok := netip.AddrFromSlice(n.IP); ok && a == of && n.State&known != 0 && binary.Size(n.HardwareAddr) == 6 {
-			return n.HardwareAddr
-		}
-	}
-	return nil
+// neighbourHops is the hop limit of what neighbours say to each other: nobody
+// further away can send with it (RFC 4861, 3.1).
+const neighbourHops = 255
+
+// solicitation asks for a neighbour's hardware address; it goes to the group of
+// all that have addresses ending as that one (RFC 4291, 2.7.1). The kernel adds
+// the checksum.
+func solicitation(of netip.Addr, own net.HardwareAddr) (message []byte, group netip.Addr) {
+	target := of.As16()
+	message = append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, target[:]...)
+	message = append(append(message, 1, 1), own...) // source link-layer address
+	to := netip.MustParseAddr("ff02::1:ff00:0").As16()
+	copy(to[13:], target[13:])
+	return message, netip.AddrFrom16(to)
 }
 
-func hostNet(a netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+// advertised is the hardware address that a neighbour advertisement (RFC 4861,
+// 4.4) gives for an address; nil where it is not about that one, or malformed.
+func advertised(m []byte, of netip.Addr) net.HardwareAddr {
+	const head, ethernet = 24, 8
+	if len(m) < head || m[0] != 136 || m[1] != 0 || netip.AddrFrom16([16]byte(m[8:head])) != of {
+		return nil
+	}
+	for options := m[head:]; len(options) >= ethernet; {
+		size := int(options[1]) * 8
+		if size == 0 || size > len(options) {
+			return nil
+		}
+		if options[0] == 2 && size == ethernet { // target link-layer address
+			return bytes.Clone(options[2:ethernet])
+		}
+		options = options[size:]
+	}
+	return nil
 }

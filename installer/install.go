@@ -95,7 +95,7 @@ type step struct {
 // run installs. What is before commit reads, decides and gathers; only what
 // follows it changes a disk.
 func (i *installation) run(ctx context.Context) error {
-	defer i.opened.unwind(i.model)
+	defer i.leave(ctx)
 	before := []step{
 		{progress.Clock, i.setClock},
 		{progress.Links, i.raiseLinks},

@@ -58,6 +58,7 @@ func superviseInstallation(ctx context.Context, opt options, stdout io.Writer) e
 	case errors.Is(cause, errRestart):
 		model.Log(progress.Finish, "starting afresh")
 		i.closePage()
+		i.leave(ctx) // what a shell still held when the installation failed
 		return restart()
 	case errors.Is(cause, errReboot):
 		model.Log(progress.Finish, "rebooting")

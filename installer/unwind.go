@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,16 +26,29 @@ func (u *unwinding) push(what string, close func() error) {
 }
 
 // close closes everything, the last first, and joins the errors. What was
-// closed is forgotten.
+// closed is forgotten; what was not is tried again by the next call.
 func (u *unwinding) close() error {
 	var all []error
+	var left []closer
 	for _, c := range slices.Backward(u.closers) {
 		if err := c.close(); err != nil {
 			all = append(all, fmt.Errorf("closing %s: %w", c.what, err))
+			left = append(left, c)
 		}
 	}
-	u.closers = nil
+	slices.Reverse(left)
+	u.closers = left
 	return errors.Join(all...)
+}
+
+// leave closes what the installation opened. Where another one follows at once, or
+// the machine restarts, whoever still works in a shell is sent away first: in the
+// new system he would keep it mounted, and its disks busy for the next one.
+func (i *installation) leave(ctx context.Context) {
+	if cause := context.Cause(ctx); i.shells != nil && (errors.Is(cause, errRestart) || errors.Is(cause, errReboot)) {
+		i.shells.EndAll(cause.Error())
+	}
+	i.opened.unwind(i.model)
 }
 
 // unwind closes everything at an end that has its own error to tell: what

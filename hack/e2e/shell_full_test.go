@@ -63,19 +63,9 @@ func TestInstallerShell(t *testing.T) {
 	}
 	defer m.Kill()
 
-	// operator runs installer-shell, which waits until the installer is up.
 	operator := func(args ...string) (stdout, stderr string, code int) {
 		t.Helper()
-		base := []string{"--site", site.Dir, "installer-shell", "--port", fmt.Sprint(port)}
-		cmd := exec.CommandContext(ctx, filepath.Join(checkout, "bin", "firstlight"), append(base, args...)...)
-		var out, errs bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &errs
-		err := cmd.Run()
-		if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
-		}
-		t.Logf("installer-shell %q: exit %d; %s%s", args, cmd.ProcessState.ExitCode(), &out, &errs)
-		return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+		return installerShell(ctx, t, port, args...)
 	}
 	fingerprint, err := shownFingerprint(ctx, port)
 	if err != nil {
@@ -136,6 +126,22 @@ func TestInstallerShell(t *testing.T) {
 	if err := m.Wait(ended); err != nil { // where it would restart
 		t.Errorf("the machine did not restart: %v", err)
 	}
+}
+
+// installerShell is the operator's command, which waits until the installer is up.
+func installerShell(ctx context.Context, t *testing.T, port int, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	base := []string{"--site", site.Dir, "installer-shell", "--port", fmt.Sprint(port)}
+	cmd := exec.CommandContext(ctx, filepath.Join(checkout, "bin", "firstlight"), append(base, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+		t.Error(err)
+		return "", "", -1
+	}
+	t.Logf("installer-shell %q: exit %d; %s%s", args, cmd.ProcessState.ExitCode(), &out, &errs)
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
 // shownFingerprint is the one that the page shows, once there is a page.

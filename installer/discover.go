@@ -174,6 +174,13 @@ func (i *installation) filesFromNetwork(ctx context.Context, attempt attempt) (f
 		}
 		web.Patience = attempt.patience()
 		source = web
+	case i.siteServerFirst() != "":
+		files, err := i.filesFromSite(ctx, attempt)
+		if !errors.Is(err, errNotAtSite) {
+			return files, err
+		}
+		i.model.Log(progress.Config, "the site server takes reports only: the configuration comes by TFTP")
+		return i.filesFromTFTP(ctx, attempt)
 	default:
 		return i.filesFromTFTP(ctx, attempt)
 	}
@@ -277,24 +284,13 @@ func (i *installation) stirRandomness() (err error) {
 
 // takeInventory looks at the machine, and lets -driveSelector choose.
 func (i *installation) takeInventory(ctx context.Context) error {
-	var seed inventory.Seed
-	if _, err := io.ReadFull(i.env.random, seed[:]); err != nil {
-		return fmt.Errorf("making the seed: %w", err)
-	}
 	if err := i.awaitDisks(ctx); err != nil {
 		return err
 	}
-	found, err := probe.Run(ctx, probe.Seams{Sys: i.env.sys, Proc: i.env.proc, Dev: "/dev"}, seed)
+	found, err := i.lookAtMachine(ctx)
 	if err != nil {
 		return err
 	}
-	for n := range found.NICs {
-		if found.NICs[n].Lease = i.lease != nil && found.NICs[n].Name == i.nic.Name; found.NICs[n].Lease {
-			found.NICs[n].Address = i.lease.Address
-		}
-	}
-	found.UnusableNICs = link.Unusable(i.env.sys)
-	i.switches.beside(found.NICs)
 	if i.opt.driveSelector != "" {
 		i.model.Log(progress.Inventory, "running "+i.opt.driveSelector)
 		if found.Selected, err = i.selectDisks(ctx, found.Usable()); err != nil {
@@ -310,6 +306,26 @@ func (i *installation) takeInventory(ctx context.Context) error {
 	i.inventory = found
 	i.publishInventory(found)
 	return nil
+}
+
+// lookAtMachine is the inventory as it is now. It only reads.
+func (i *installation) lookAtMachine(ctx context.Context) (inventory.Document, error) {
+	var seed inventory.Seed
+	if _, err := io.ReadFull(i.env.random, seed[:]); err != nil {
+		return inventory.Document{}, fmt.Errorf("making the seed: %w", err)
+	}
+	found, err := probe.Run(ctx, probe.Seams{Sys: i.env.sys, Proc: i.env.proc, Dev: "/dev"}, seed)
+	if err != nil {
+		return found, err
+	}
+	for n := range found.NICs {
+		if found.NICs[n].Lease = i.lease != nil && found.NICs[n].Name == i.nic.Name; found.NICs[n].Lease {
+			found.NICs[n].Address = i.lease.Address
+		}
+	}
+	found.UnusableNICs = link.Unusable(i.env.sys)
+	i.switches.beside(found.NICs)
+	return found, nil
 }
 
 // serial is the machine's serial number by DMI, empty where it has none.

@@ -64,6 +64,7 @@ func (i *installation) finish(ctx context.Context) error {
 		i.shells.Close("the machine hands over to its new system")
 	}
 	i.model.Logf(progress.Finish, "handing over to %s by %s", i.image.Name, i.by)
+	i.model.Done(progress.Finish) // for those who are told: this does not return
 	return i.startNewSystem()
 }
 

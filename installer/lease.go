@@ -13,6 +13,7 @@ import (
 
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/report"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/dhcp"
 	"github.com/firstlight/firstlight/netconfig/link"
@@ -116,7 +117,7 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ";
 // were silent: what a server has said, it will say again.
 func mayWorkLater(err error) bool {
 	code := progress.Code(err)
-	return code == dhcp.CodeNoLease || code == fetch.CodeNoAnswer
+	return code == dhcp.CodeNoLease || code == fetch.CodeNoAnswer || code == report.CodeSite
 }
 
 // tryLease uses a lease, and takes it back where that comes to nothing, with all

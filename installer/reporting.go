@@ -34,7 +34,7 @@ const (
 // installation goes, until it ends. A server that cannot be told is a warning.
 func (i *installation) startReporting() {
 	base := i.siteServerURL()
-	if base == "" || i.opt.dryRun {
+	if base == "" || i.opt.dryRun || i.site != nil && i.site.At(base, i.nic.MAC) {
 		return
 	}
 	certificates, err := i.clientTLS()

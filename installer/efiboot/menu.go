@@ -202,3 +202,26 @@ func (m menu) remove(number int) error {
 	}
 	return nil
 }
+
+// Next has the firmware start the first of our entries at the next start, once
+// (UEFI 2.10, 3.1.1, BootNext), and returns its description. The error is
+// fs.ErrNotExist where there is no entry of ours, or no UEFI.
+func Next(directory string) (string, error) {
+	m := menu{directory}
+	options, err := m.options()
+	if err != nil {
+		return "", err
+	}
+	tried, err := m.order()
+	if err != nil {
+		return "", err
+	}
+	for _, number := range tried {
+		text, err := description(options[number])
+		if err != nil || !strings.HasPrefix(text, Prefix) {
+			continue
+		}
+		return text, m.write("BootNext", binary.LittleEndian.AppendUint16(nil, uint16(number)))
+	}
+	return "", fmt.Errorf("the firmware's boot menu has no entry of ours: %w", fs.ErrNotExist)
+}

@@ -102,6 +102,28 @@ func All(ctx context.Context, source Source) (Files, error) {
 	return files, nil
 }
 
+// Given is a source of files that are here already; where says where they came
+// from.
+func Given(where string, files Files) Source { return given{where, files} }
+
+type given struct {
+	where string
+	files Files
+}
+
+func (g given) String() string { return g.where }
+
+func (g given) Get(_ context.Context, name string) ([]byte, error) {
+	data, ok := g.files[name]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("%s: %w", name, ErrAbsent)
+	case len(data) > MaxFileBytes:
+		return nil, tooLarge(name)
+	}
+	return data, nil
+}
+
 // readAll reads at most MaxFileBytes.
 func readAll(r io.Reader, name string) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, MaxFileBytes+1))

@@ -207,6 +207,10 @@ var junkValues = map[string]bool{
 	"03000200040005000006000700080009": true, // a UUID that thousands of boards share
 }
 
+// Identifies says whether a serial number or UUID can tell machines apart: it is
+// none of those that vendors leave in all of theirs.
+func Identifies(value string) bool { return !junk(value) }
+
 // junk says that a value identifies nothing.
 func junk(value string) bool {
 	folded := strings.Map(func(c rune) rune {

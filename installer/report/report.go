@@ -1,7 +1,7 @@
-// Package report tells the site server what the installer of one machine
-// finds and does. It only tells: what the server answers beyond its status
-// changes nothing here, and a server that is away costs a warning, never an
-// installation.
+// Package report is what the installer of one machine and its site server say
+// to each other: the machine asks for its configuration, and tells what it finds
+// and does. Both ends are here. It decides nothing; a server that cannot be told
+// costs a warning, never an installation.
 package report
 
 import (
@@ -89,6 +89,12 @@ func New(base string, mac netconfig.MAC, certificates *tls.Config) (*Site, error
 		machine: u.JoinPath("v1", "machines", name),
 		client:  &http.Client{Timeout: postTimeout, Transport: &http.Transport{TLSClientConfig: certificates}},
 	}, nil
+}
+
+// At says whether s is what New makes of base and mac.
+func (s *Site) At(base string, mac netconfig.MAC) bool {
+	other, err := New(base, mac, nil)
+	return err == nil && other.machine.String() == s.machine.String()
 }
 
 // String is where reports go, without a password.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/firstlight/firstlight/netconfig/renderer"
 )
@@ -42,5 +43,21 @@ func TestNetworkExamples(t *testing.T) {
 func TestNetworkScenarios(t *testing.T) {
 	for _, name := range longScenarios() {
 		t.Run(strings.ReplaceAll(name, " ", "-"), scenarios()[name].play)
+	}
+}
+
+// TestNetworkInstallations: whole installations of a small system over networks
+// that lose frames, that take none but small ones, and whose frames have tags.
+func TestNetworkInstallations(t *testing.T) {
+	for name, sc := range map[string]scenario{
+		"loss-of-5-%": {ports: lossy(5)},
+		"MTU-576":     scenarios()["MTU 576"],
+		"tagged":      scenarios()["tagged, with a lease"],
+	} {
+		sc.installs, sc.limit = true, 20*time.Minute
+		if name == "tagged" {
+			sc.tag = 1
+		}
+		t.Run(name, sc.play)
 	}
 }

@@ -39,6 +39,11 @@ type scenario struct {
 	meanwhile func(ctx context.Context, x *scene) error
 	// says are lines that must be on the console, as regular expressions.
 	says []string
+	// installs a system to where that is seen to be there, instead of a plan: a
+	// small one, or with a tag, which a small one's kernel cannot have, the lab's.
+	installs bool
+	// tag is the VLAN that config.json has the machine in; 0: none.
+	tag uint16
 	// limit is how long it may take; 0 is five minutes.
 	limit time.Duration
 }
@@ -50,6 +55,7 @@ type scene struct {
 	server  *lab.Server
 	sw      *netswitch.Switch
 	machine *qemu.Machine
+	disk    string // the machine's
 	options string
 	t       *testing.T
 }
@@ -85,6 +91,10 @@ func sceneConfig(t *testing.T, sc scenario, server *lab.Server) map[string][]byt
 		machine["HostIpAddress"] = "2001:db8:1::2"
 		subnet["IpGateway"], subnet["IpMask"], subnet["DomainNameServers"] = sceneRouter6.Addr(), "ffff:ffff:ffff:ffff::", []string{sceneRouter6.Addr().String()}
 	}
+	if sc.tag != 0 {
+		subnet["VlanId"] = sc.tag
+		delete(machine, "HostMacAddress") // the machine is on a VLAN of its trunk
+	}
 	files, err := site.NewConfig(at)
 	if err != nil {
 		t.Fatal(err)
@@ -104,9 +114,17 @@ func (sc scenario) play(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), sc.limit+10*time.Minute)
 	defer cancel()
-	x := &scene{t: t, options: "installer.dryRun " + sc.options}
-	x.server = serve(t, site, copyStore(t), sceneCertificate(t)...)
-	x.files = sceneConfig(t, sc, x.server)
+	x := &scene{t: t, options: "installer.dryRun " + sc.options, disk: filepath.Join(t.TempDir(), "disk.raw")}
+	ends := regexp.MustCompile(`plan: dry run: stopping here|` + failedLine.String())
+	if sc.installs {
+		x.options, ends = sc.options, handedOver
+	}
+	if sc.installs && sc.tag == 0 {
+		x.serveSmall(sc)
+	} else {
+		x.server = serve(t, site, copyStore(t), sceneCertificate(t)...)
+		x.files = sceneConfig(t, sc, x.server)
+	}
 	x.network.Ports = sc.ports
 	if x.network.Ports == nil {
 		x.network.Ports = []netswitch.Port{{Untagged: 1}}
@@ -137,13 +155,13 @@ func (sc scenario) play(t *testing.T) {
 	}()
 	limited, stop := context.WithTimeout(ctx, sc.limit)
 	defer stop()
-	found, err := m.WaitFor(limited, regexp.MustCompile(`plan: dry run: stopping here|`+failedLine.String()))
+	found, err := m.WaitFor(limited, ends)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("the plan was there after %s", time.Since(start).Round(time.Second))
-	if found[1] != "" {
-		t.Errorf("the installer failed: %s: %s", found[1], found[2])
+	t.Logf("%s; after %s", strings.TrimSpace(found[0]), time.Since(start).Round(time.Second))
+	if strings.Contains(found[0], "FAILED") {
+		t.Error("the installer failed")
 	}
 	if err := <-failed; err != nil {
 		t.Error(err)
@@ -157,21 +175,58 @@ func (sc scenario) play(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("leases %v, offers %v", state.Leases, state.Offers)
+	t.Logf("leases %v, offers %v, ports %+v", state.Leases, state.Offers, state.Ports)
+	if sc.installs && !t.Failed() {
+		x.seeInstalled(ctx, sc)
+	}
+}
+
+// seeInstalled waits until the installed system is there.
+func (x *scene) seeInstalled(ctx context.Context, sc scenario) {
+	t := x.t
+	t.Helper()
+	if sc.tag != 0 {
+		if _, err := x.sw.Until(ctx, 5*time.Minute, netswitch.Probe{Station: "router", Kind: netswitch.ProbePing, Target: "192.168.1.2"}); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	if err := x.machine.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if edition, wrong := bootSmall(t, 5*time.Minute, qemu.Disk{Path: x.disk}); edition != "new" || wrong != "" {
+		t.Errorf("the disk boots the edition %q; wrong with it is %q", edition, wrong)
+	}
+}
+
+// serveSmall serves a small system, and the configuration that wants it.
+func (x *scene) serveSmall(sc scenario) {
+	x.t.Helper()
+	roots, err := smalls()
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	x.server = serve(x.t, site, filepath.Join(x.t.TempDir(), "store"), sceneCertificate(x.t)...)
+	if err := site.Add(x.t.Context(), x.server, "small/new", roots["new"]); err != nil {
+		x.t.Fatal(err)
+	}
+	x.files = sceneConfig(x.t, sc, x.server)
+	x.files["imagename"] = []byte("small/new\n")
+	x.files["storage-layout.json"] = []byte(`{"BootDriveLayout": [{"FileSystemType": "ext4", "MountPoint": "/", "MinimumFreeBytes": 268435456}],
+		"ExtraMountPointsBasename": "/data/", "UseKexec": false}`)
 }
 
 // start starts the machine, with the cables as they are in the beginning.
 func (x *scene) start(ctx context.Context, t *testing.T, dir string, lines *keptLines, sc scenario) *qemu.Machine {
 	t.Helper()
-	disk := filepath.Join(t.TempDir(), "disk.raw")
-	if err := qemu.CreateDisk(disk, lab.DiskBytes); err != nil {
+	if err := qemu.CreateDisk(x.disk, lab.DiskBytes); err != nil {
 		t.Fatal(err)
 	}
 	accel, _ := probe.Accel(ctx)
 	c := qemu.Config{
 		Dir: filepath.Join(dir, "m"), Accel: accel, MemoryMiB: 1024, Kernel: site.Kernel(), Initrd: site.Initramfs(),
 		CommandLine: lab.CommandLine + " " + strings.TrimSpace(x.options), Net: qemu.Net{Absent: true},
-		Disks: []qemu.Disk{{Path: disk}}, Lines: lines.add, Log: filepath.Join(dir, "console.log"), NoReboot: true,
+		Disks: []qemu.Disk{{Path: x.disk}}, Lines: lines.add, Log: filepath.Join(dir, "console.log"), NoReboot: true,
 	}
 	if err := os.Mkdir(c.Dir, 0o755); err != nil {
 		t.Fatal(err)

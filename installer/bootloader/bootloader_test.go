@@ -312,12 +312,12 @@ func TestUEFI(t *testing.T) {
 			map[string]string{"EFI/BOOT/BOOTX64.EFI": "grubx64.efi"}, `\EFI\debian\grubx64.efi`,
 		},
 		"shim": {
-			boot.GrubEFI, nil, []string{"debian/grubx64.efi", "debian/shimx64.efi", "debian/mmx64.efi", "debian/fbx64.efi"},
-			map[string]string{"EFI/BOOT/BOOTX64.EFI": "shimx64.efi", "EFI/BOOT/grubx64.efi": "grubx64.efi", "EFI/BOOT/mmx64.efi": "mmx64.efi"}, `\EFI\debian\shimx64.efi`,
+			boot.GrubEFI, nil, []string{"debian/grubx64.efi", "debian/shimx64.efi", "debian/mmx64.efi", "debian/fbx64.efi", "debian/grub.cfg"},
+			map[string]string{"EFI/BOOT/BOOTX64.EFI": "shimx64.efi", "EFI/BOOT/grub.cfg": "grub.cfg", "EFI/BOOT/grubx64.efi": "grubx64.efi", "EFI/BOOT/mmx64.efi": "mmx64.efi"}, `\EFI\debian\shimx64.efi`,
 		},
 		"shim and GRUB of the vendor": {
 			boot.ShimGrub, nil, []string{"fedora/grubx64.efi", "fedora/shimx64.efi"},
-			map[string]string{"EFI/BOOT/BOOTX64.EFI": "shimx64.efi", "EFI/BOOT/grubx64.efi": "grubx64.efi", "EFI/fedora/grub.cfg": "search --no-floppy --fs-uuid --set=root " + rootUUID + "\nset prefix=($root)/boot/grub\n"}, `\EFI\fedora\shimx64.efi`,
+			map[string]string{"EFI/BOOT/BOOTX64.EFI": "shimx64.efi", "EFI/BOOT/grubx64.efi": "grubx64.efi", "EFI/BOOT/grub.cfg": "search --no-floppy --fs-uuid --set=root " + rootUUID, "EFI/fedora/grub.cfg": "search --no-floppy --fs-uuid --set=root " + rootUUID + "\nset prefix=($root)/boot/grub\n"}, `\EFI\fedora\shimx64.efi`,
 		},
 		"systemd-boot": {
 			boot.SystemdBoot, []string{"usr/lib/systemd/boot/efi/systemd-bootx64.efi"}, nil,

@@ -194,15 +194,22 @@ func (g grub) startShimOrGrub() error {
 			has[file.Name()] = true
 		}
 		in := func(name string) string { return path.Join("EFI", vendor.Name(), name) }
-		shim, itself, keys := "shim"+arch+".efi", "grub"+arch+".efi", "mm"+arch+".efi"
-		switch {
-		case has[shim] && has[itself] && has[keys]:
-			return g.startFrom(in(shim), in(itself), in(keys))
-		case has[shim] && has[itself]:
-			return g.startFrom(in(shim), in(itself))
-		case has[itself]:
-			return g.startFrom(in(itself))
+		shim, itself := "shim"+arch+".efi", "grub"+arch+".efi"
+		if !has[itself] {
+			continue
 		}
+		// A signed GRUB looks for its configuration in the vendor's directory by the
+		// name that was built in, and else beside itself.
+		var companions []string
+		for _, name := range []string{"mm" + arch + ".efi", "grub.cfg"} {
+			if has[name] {
+				companions = append(companions, in(name))
+			}
+		}
+		if !has[shim] {
+			return g.startFrom(in(itself), companions...)
+		}
+		return g.startFrom(in(shim), append(companions, in(itself))...)
 	}
 	return &Error{CodeInstall, fmt.Errorf("there is no GRUB in a directory below /%s/EFI", esp)}
 }

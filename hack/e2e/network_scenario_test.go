@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,6 +19,7 @@ import (
 	"github.com/firstlight/firstlight/hack/lab"
 	"github.com/firstlight/firstlight/hack/netswitch"
 	"github.com/firstlight/firstlight/hack/qemu"
+	"github.com/firstlight/firstlight/installer/trust"
 )
 
 // scenario is one network that a machine finds itself on. The installer makes
@@ -56,6 +59,7 @@ type scene struct {
 	sw      *netswitch.Switch
 	machine *qemu.Machine
 	disk    string // the machine's
+	medium  string // its initramfs; empty: the site's
 	options string
 	t       *testing.T
 }
@@ -223,8 +227,9 @@ func (x *scene) start(ctx context.Context, t *testing.T, dir string, lines *kept
 		t.Fatal(err)
 	}
 	accel, _ := probe.Accel(ctx)
+	medium := cmp.Or(x.medium, site.Initramfs())
 	c := qemu.Config{
-		Dir: filepath.Join(dir, "m"), Accel: accel, MemoryMiB: 1024, Kernel: site.Kernel(), Initrd: site.Initramfs(),
+		Dir: filepath.Join(dir, "m"), Accel: accel, MemoryMiB: 1024, Kernel: site.Kernel(), Initrd: medium,
 		CommandLine: lab.CommandLine + " " + strings.TrimSpace(x.options), Net: qemu.Net{Absent: true},
 		Disks: []qemu.Disk{{Path: x.disk}}, Lines: lines.add, Log: filepath.Join(dir, "console.log"), NoReboot: true,
 	}
@@ -332,7 +337,10 @@ func scenarios() map[string]scenario {
 			},
 		},
 		"three rogue DHCP servers answer first": {change: rogues, says: []string{`\] plan: plan `}, limit: 8 * time.Minute},
-		"IPv6 only":                             {v6: true, options: "installer.tftpServerHostname=[" + sceneRouter6.Addr().String() + "]"},
+		"three rogue DHCP servers and a trust key": {change: rogueFiles, limit: 8 * time.Minute, says: []string{
+			`offers is of no use: .*TRU-030`, `offers is of no use: .*TRU-031`, `is signed by`, `\] plan: plan `,
+		}},
+		"IPv6 only": {v6: true, options: "installer.tftpServerHostname=[" + sceneRouter6.Addr().String() + "]"},
 		"tagged, with a fixed address": {
 			ports:   []netswitch.Port{{Untagged: 50, Tagged: []uint16{1}}},
 			options: "vlan=eth0.1:eth0 " + static + "eth0.1:none tftpserver=192.168.1.1",
@@ -377,14 +385,55 @@ func rogues(x *scene, s *netswitch.Station) {
 	s.Relays[at] = at
 	x.options += fmt.Sprintf(" installer.configurationBaseUrl=https://%s/machine", at)
 	for n := range byte(3) {
-		own := netip.AddrFrom4([4]byte{192, 168, 60 + n, 1})
-		r := netswitch.Station{Name: fmt.Sprintf("rogue%d", n), VLAN: 1, Addresses: []netip.Prefix{netip.PrefixFrom(own, 24)}, Files: map[string][]byte{}}
-		r.DHCP = &netswitch.DHCP{Address: netip.PrefixFrom(own.Next(), 24), Router: own, NextServer: own, DNS: []netip.Addr{own}}
+		r := rogue(n)
 		if n > 0 { // the first has nothing there, the others what they made themselves
 			r.Relays = map[netip.AddrPort]netip.AddrPort{at: netip.AddrPortFrom(at.Addr(), x.serveRogue())}
 		}
 		x.network.Stations = append(x.network.Stations, r)
 	}
+}
+
+// rogue is a server that nobody wants, with a network of its own.
+func rogue(n byte) netswitch.Station {
+	own := netip.AddrFrom4([4]byte{192, 168, 60 + n, 1})
+	return netswitch.Station{
+		Name: fmt.Sprintf("rogue%d", n), VLAN: 1, Addresses: []netip.Prefix{netip.PrefixFrom(own, 24)}, Files: map[string][]byte{},
+		DHCP: &netswitch.DHCP{Address: netip.PrefixFrom(own.Next(), 24), Router: own, NextServer: own, DNS: []netip.Addr{own}},
+	}
+}
+
+// rogueFiles are three servers that answer at once a machine whose medium has a
+// trust key: with an unsigned configuration, with a signed one that they have
+// changed, and with none. The real one comes after them.
+func rogueFiles(x *scene, s *netswitch.Station) {
+	x.t.Helper()
+	dir := x.t.TempDir()
+	machine := filepath.Join(dir, "machine")
+	if err := os.Mkdir(machine, 0o755); err != nil {
+		x.t.Fatal(err)
+	}
+	for name, data := range x.files {
+		if err := os.WriteFile(filepath.Join(machine, name), data, 0o644); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+	x.medium = filepath.Join(dir, "initramfs")
+	if err := site.MakeMedium(x.t.Context(), x.medium, "--trust", site.Secret("signers/signer.pub")); err != nil {
+		x.t.Fatal(err)
+	}
+	if err := site.Sign(x.t.Context(), x.server, machine); err != nil {
+		x.t.Fatal(err)
+	}
+	unsigned, changed := rogue(0), rogue(1)
+	unsigned.Files = maps.Clone(x.files)
+	s.Files = map[string][]byte{}
+	for _, name := range []string{trust.BundleFile, trust.SignatureFile} {
+		s.Files[name] = readFile(x.t, filepath.Join(machine, name))
+		changed.Files[name] = s.Files[name]
+	}
+	changed.Files[trust.BundleFile] = bytes.Replace(s.Files[trust.BundleFile], []byte("sha256:"), []byte("sha256:0"), 1)
+	s.DHCP.Delay = 2 * time.Second
+	x.network.Stations = append(x.network.Stations, unsigned, changed, rogue(2))
 }
 
 // TestNetworkScenario: the installer gets to its plan on networks of all kinds;

@@ -338,7 +338,9 @@ func makeTinyImage(t *testing.T, path string, goodKernel bool) {
 	}
 	// By their names the plan knows that it would take the watchdog over.
 	files["lib/modules/"+kernelVersion+"/kernel/drivers/watchdog/i6300esb.ko"] = []byte("x\n")
-	files["usr/lib/systemd/systemd-modules-load"] = f.program
+	for name := range strings.FieldsSeq("lib/systemd/systemd-modules-load sbin/cryptsetup sbin/mdadm") {
+		files["usr/"+name] = f.program
+	}
 	files["etc/systemd/system/multi-user.target.wants/networking.service"] = []byte("x\n")
 	f.writeImage(t, path, files)
 }

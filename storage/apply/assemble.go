@@ -110,10 +110,11 @@ func (a *Applied) assembled(array storage.Array) {
 	a.arrays = append(a.arrays, array)
 }
 
-// whole says whether every array still has all of its members. One that does not
-// take a write is thrown out by the kernel, and whoever writes to the array never
-// hears of it (md(4)); the system would lose everything with the next disk. a.mu
-// is held. Errors have code STO-026.
+// whole says whether every array still has all of its members, each with all that
+// was written. One that does not take a write is thrown out by the kernel, or its
+// sector noted as bad, and whoever writes to the array never hears of it (md(4)):
+// the system would lose something with the next disk. a.mu is held. Errors have
+// code STO-026.
 func (a *Applied) whole() error {
 	if a.seams.Sys == nil {
 		return nil
@@ -123,17 +124,39 @@ func (a *Applied) whole() error {
 		if array.Level == 0 {
 			continue // it has nothing to spare, and fails with its member
 		}
-		// The number of members that are missing (Documentation/admin-guide/md.rst).
-		missing, err := fs.ReadFile(a.seams.Sys, path.Join("block", path.Base(array.Node), "md/degraded"))
-		switch {
-		case err != nil:
-			wrong = append(wrong, storage.Errorf(storage.CodeLost, "whether the array %s is whole cannot be read: %w", array.Name, err))
-		case strings.TrimSpace(string(missing)) != "0":
-			wrong = append(wrong, storage.Errorf(storage.CodeLost, "the array %s has lost %s of its %d members (%s): one did not take what was written to it",
-				array.Name, strings.TrimSpace(string(missing)), len(array.Members), strings.Join(array.Members, ", ")))
+		if err := a.complete(array); err != nil {
+			wrong = append(wrong, storage.Errorf(storage.CodeLost, "the array %s of %s: %w", array.Name, strings.Join(array.Members, ", "), err))
 		}
 	}
 	return errors.Join(wrong...)
+}
+
+// complete asks what Documentation/admin-guide/md.rst describes.
+func (a *Applied) complete(array storage.Array) error {
+	dir := path.Join("block", path.Base(array.Node), "md")
+	missing, err := fs.ReadFile(a.seams.Sys, dir+"/degraded")
+	if err != nil {
+		return fmt.Errorf("whether it is whole cannot be read: %w", err)
+	}
+	if n := strings.TrimSpace(string(missing)); n != "0" {
+		return fmt.Errorf("it has lost %s of its %d members, which did not take what was written", n, len(array.Members))
+	}
+	states, err := fs.Glob(a.seams.Sys, dir+"/dev-*/state")
+	if err != nil {
+		return err
+	}
+	for _, name := range states {
+		state, err := fs.ReadFile(a.seams.Sys, name)
+		if err != nil {
+			return fmt.Errorf("whether a member is whole cannot be read: %w", err)
+		}
+		for word := range strings.FieldsFuncSeq(string(state), func(c rune) bool { return c == ',' || c == '\n' }) {
+			if word == "faulty" || word == "write_error" {
+				return fmt.Errorf("%s did not take what was written to it (%s)", strings.TrimPrefix(path.Base(path.Dir(name)), "dev-"), word)
+			}
+		}
+	}
+	return nil
 }
 
 // group writes a volume group to its device and makes the devices of its

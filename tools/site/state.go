@@ -87,6 +87,13 @@ func (s Status) Headline() string {
 	return string(s.State)
 }
 
+// unnamed is why a pending machine waits.
+const unnamed = "nobody has said what it shall be"
+
+func nameIt(id string) string {
+	return "firstlight machine set " + id + " --name NAME --image IMAGE, then firstlight machine approve NAME"
+}
+
 func (s *Site) statusPath(name string) string { return s.State("machines", name, "status.json") }
 
 // status reads a machine's; one that has none is waiting for approval.
@@ -95,7 +102,7 @@ func (s *Site) status(name string) (Status, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		status := Status{Format: 1, State: Waiting, Reason: "nobody has approved it", Do: "firstlight machine approve " + name}
 		if _, pending := ParseID(name); pending {
-			status.State, status.Reason = New, "nobody has said what it shall be"
+			status.State, status.Reason, status.Do = New, unnamed, nameIt(name)
 		}
 		return status, nil
 	}
@@ -273,7 +280,7 @@ func (s *Site) Claim(who Identity, boot, address string) (Answer, error) {
 		status.Heard, status.Address = s.now().UTC(), address
 		switch {
 		case status.State == New:
-			status.to(Waiting, "nobody has said what it shall be", "firstlight machine set "+m.Name+" --name NAME --image IMAGE, then firstlight machine approve NAME")
+			status.to(Waiting, unnamed, nameIt(m.Name))
 		case status.State == Approved && m.Mistake != "" && status.Approval.Action == Install:
 			status.to(Failed, "its configuration is wrong: "+m.Mistake, "correct it, then firstlight machine approve "+m.Name)
 		case status.State == Approved:
@@ -282,6 +289,8 @@ func (s *Site) Claim(who Identity, boot, address string) (Answer, error) {
 			}
 			status.Boot = boot
 			status.to(Installing, "", "")
+			// What an earlier installation said is not part of this one.
+			_ = os.Remove(s.State("machines", m.Name, "events.jsonl"))
 		case status.State == Installing && status.Boot != boot:
 			s.interrupt(m.Name, status)
 		}
@@ -361,7 +370,7 @@ func (s *Site) Booted(who Identity, address, firmware string) (*Machine, error) 
 func (s *Site) Told(name string, p progress.Snapshot) error {
 	return s.change(name, func(status *Status) error {
 		status.Heard = s.now().UTC()
-		if status.State != Installing && status.State != Waiting && status.State != Rescue {
+		if !slices.Contains([]State{New, Waiting, Installing, Rescue}, status.State) {
 			return nil // a late report of what has ended
 		}
 		status.Progress = &p

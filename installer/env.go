@@ -42,6 +42,7 @@ type env struct {
 	// armWatchdog starts the hardware watchdog; disarm stops it.
 	armWatchdog func() (seconds int, disarm func() error, err error)
 	reboot      func() error // returns only on failure
+	powerOff    func() error // the same
 	// inMemory says whether the running system's root file-system lies in
 	// memory: the only place from which disks may be erased.
 	inMemory bool
@@ -76,6 +77,7 @@ func realEnv(opt options) env {
 			return w.Seconds, w.Disarm, nil
 		},
 		reboot:   rebootMachine,
+		powerOff: powerOffMachine,
 		inMemory: rootIsInMemory(),
 	}
 }
@@ -84,6 +86,12 @@ func realEnv(opt options) env {
 func rebootMachine() error {
 	unix.Sync()
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+}
+
+// powerOffMachine switches the machine off (reboot(2)).
+func powerOffMachine() error {
+	unix.Sync()
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
 // rootIsInMemory reports whether / is a ramfs or tmpfs, as an initramfs is

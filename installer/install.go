@@ -92,14 +92,31 @@ type step struct {
 	run   func(context.Context) error
 }
 
-// run installs. What is before commit reads, decides and gathers; only what
-// follows it changes a disk.
+// run does what the configuration asks for: an installation, unless it says
+// otherwise. What is before commit reads, decides and gathers; only what follows
+// it changes a disk.
 func (i *installation) run(ctx context.Context) error {
 	defer i.leave(ctx)
-	before := []step{
+	first := []step{
 		{progress.Clock, i.setClock},
 		{progress.Links, i.raiseLinks},
 		{progress.Config, i.readConfig},
+	}
+	if err := i.steps(ctx, first); err != nil {
+		return err
+	}
+	switch {
+	case i.config.Install.Rescue:
+		return i.rescue(ctx)
+	case i.config.Install.Wipe != "":
+		return i.wipe(ctx)
+	}
+	return i.install(ctx)
+}
+
+// install is the way to a new system.
+func (i *installation) install(ctx context.Context) error {
+	before := []step{
 		{progress.Inventory, i.takeInventory},
 		{progress.Manifest, i.getManifest},
 		{progress.Plan, i.makePlan},

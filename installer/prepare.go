@@ -107,6 +107,12 @@ func (i *installation) makePlan(context.Context) error {
 	if err != nil {
 		return err
 	}
+	return i.showPlan(p)
+}
+
+// showPlan makes p the plan of this run: printed, served, to be approved. In a
+// dry run nothing follows.
+func (i *installation) showPlan(p plan.Plan) error {
 	hash, err := p.Hash()
 	if err != nil {
 		return err

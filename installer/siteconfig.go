@@ -54,10 +54,11 @@ func (i *installation) filesFromSite(ctx context.Context, attempt attempt) (fetc
 	if err != nil {
 		return nil, err
 	}
-	if c.Wipe != "" {
-		return nil, refuse("SRV-031", "the site server %s asks for an erasure (%s) of all disks, which this version of the installer does not do", site, c.Wipe)
-	}
 	i.startReporting() // whatever comes of these files, the server shall know
+	if c.Wipe != "" {
+		i.model.Logf(progress.Config, "the site server asks for a wipe (%s) of this machine, %s", c.Wipe, c.Machine)
+		return i.filesForWipe(ctx, site, c)
+	}
 	i.model.Logf(progress.Config, "the site server has a configuration for this machine, %s", c.Machine)
 	return i.filesFrom(ctx, fetch.Given(site.String(), c.Files))
 }

@@ -2,19 +2,25 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
 
+	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/report"
+	"github.com/firstlight/firstlight/installer/trust"
 	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/recovery"
 )
 
@@ -149,10 +155,36 @@ func TestDryRunUsesNoApproval(t *testing.T) {
 	}
 }
 
+// TestWipeIsNotTakenForAnInstallation: whatever files come with it.
 func TestWipeIsNotTakenForAnInstallation(t *testing.T) {
-	server := &sayer{answers: []report.Configuration{{Word: report.Go, Wipe: "discard"}}}
+	installs := map[string][]byte{"config.json": []byte(`{"Machine": {"Hostname": "web1"}}`), "imagename": []byte("debian/12")}
+	server := &sayer{answers: []report.Configuration{{Word: report.Go, Wipe: "discard", Files: installs}}}
 	i, _ := askSite(t, report.Handler(server))
-	if files, err := i.filesFromNetwork(t.Context(), attempt{}); files != nil || progress.Code(err) != "SRV-031" {
+	files, err := i.filesFromNetwork(t.Context(), attempt{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := config.Parse(files, config.DefaultPort)
+	if err != nil || read.Install.Wipe != storage.EraseDiscard || read.Image != "" {
+		t.Errorf("%+v, %v", read.Install, err)
+	}
+	server.answers[0].Wipe = "gently"
+	if files, err := i.filesFromNetwork(t.Context(), attempt{}); files != nil || progress.Code(err) != config.CodeValue {
+		t.Errorf("%v, %v", files, err)
+	}
+	// Where signatures count, the site server's word is not enough.
+	key := filepath.Join(t.TempDir(), "signer.pub")
+	public, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := trust.FormatPublicKey(public)
+	if err := errors.Join(err, os.WriteFile(key, text, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	server.answers[0].Wipe = "discard"
+	i.env.trust.keys = filepath.Dir(key)
+	if files, err := i.filesFromNetwork(t.Context(), attempt{}); files != nil || progress.Code(err) != trust.CodeUnsigned {
 		t.Errorf("%v, %v", files, err)
 	}
 }

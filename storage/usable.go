@@ -38,6 +38,12 @@ func unusable(d Disk) string {
 	return ""
 }
 
+// comesAndGoes says that the disk is no part of the machine.
+func (d Disk) comesAndGoes() bool {
+	ours := func(c Content) bool { return c.Label == MediumLabel }
+	return strings.EqualFold(d.Transport, "usb") || virtualMedia(d) || d.Removable || slices.ContainsFunc(d.Contents, ours)
+}
+
 func virtualMedia(d Disk) bool {
 	model := strings.ToLower(d.Model)
 	for _, word := range []string{"virtual media", "virtual floppy", "virtual cd", "virtual hdisk", "virtual usb", "vmedia"} {

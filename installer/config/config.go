@@ -86,4 +86,13 @@ type Install struct {
 	RequireApproval bool
 	// Steps are the site's own programmes, in the order in which they stand.
 	Steps []Step
+	// Wipe asks for an erasure of all disks instead of an installation, this
+	// thoroughly; empty for an installation.
+	Wipe storage.Erase
+	// Rescue says that the installer waits for operators and does nothing else.
+	Rescue bool
 }
+
+// Installs says whether the configuration asks for an installation: not for a
+// wipe, nor for a rescue, which need no image.
+func (c Config) Installs() bool { return c.Install.Wipe == "" && !c.Install.Rescue }

@@ -14,6 +14,7 @@ import (
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/renderer"
+	"github.com/firstlight/firstlight/storage"
 )
 
 // DefaultPort is the image server's port where none is named.
@@ -35,7 +36,7 @@ func Parse(files map[string][]byte, imageServerPort uint16) (Config, error) {
 		return Config{}, r.err()
 	}
 	r.layoutFile(&c, files)
-	c.Image = r.imageName(files, ImageFile, true)
+	c.Image = r.imageName(files, ImageFile, c.Installs())
 	c.ToolsImage = r.imageName(files, ToolsImageFile, false)
 	c.ImageServers = r.imageServers(files, imageServerPort)
 	if server, line, ok := r.oneLine(files, SiteServerFile, false); ok {
@@ -333,6 +334,14 @@ func (r *reader) install(raw rawInstall) Install {
 		}
 		in.WaitAfterFailureSeconds = &wait.value
 	}
+	if wipe := raw.Wipe; wipe.value != "" {
+		in.Wipe = storage.Erase(r.oneOf(wipe,
+			string(storage.EraseMetadata), string(storage.EraseDiscard), string(storage.EraseCrypto), string(storage.EraseOverwrite)))
+		if raw.Rescue.value {
+			r.mistake(CodeValue, wipe.file, wipe.line, "%s and Rescue: a machine is wiped, or it is left alone", wipe.path)
+		}
+	}
+	in.Rescue = raw.Rescue.value
 	if prove := raw.ProveNetwork; prove.set {
 		in.ProveNetwork = &prove.value
 	}

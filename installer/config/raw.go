@@ -64,8 +64,10 @@ type rawInstall struct {
 	NetworkRenderer         text
 	ProveNetwork            boolean
 	RequireApproval         boolean
+	Rescue                  boolean
 	Steps                   []rawStep
 	WaitAfterFailureSeconds number
+	Wipe                    text
 
 	FirstBoot unsupported
 }

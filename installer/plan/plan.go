@@ -18,10 +18,11 @@ import (
 // Format is the version of the plan's JSON.
 const Format = 1
 
-// The two hand-overs to the new OS.
+// The two hand-overs to the new OS, and the end of a wipe.
 const (
-	Kexec  = "kexec"
-	Reboot = "reboot"
+	Kexec    = "kexec"
+	Reboot   = "reboot"
+	PowerOff = "power-off"
 )
 
 // Image is the image to install, as the image server describes it.
@@ -53,7 +54,10 @@ type Plan struct {
 	// Network is how the new OS will be connected.
 	Network Network     `json:"network"`
 	Boot    boot.Choice `json:"boot"`
-	// HandOver is Kexec or Reboot.
+	// Wipe says that the disks of the layout are erased, this thoroughly, and that
+	// nothing is installed: there is no image then. Empty for an installation.
+	Wipe storage.Erase `json:"wipe,omitempty"`
+	// HandOver is Kexec or Reboot; PowerOff after a wipe.
 	HandOver string `json:"handOver"`
 	// KexecRequired refuses the installation when the running kernel does not
 	// take the new one.

@@ -25,9 +25,13 @@ func (p Plan) Text() string {
 	hardware := strings.TrimSpace(m.Vendor + " " + m.Product)
 	t.field("Machine", cmp.Or(m.Hostname, "(no hostname)"), hardware, prefixed("serial ", m.Serial), prefixed("in ", m.Location))
 	t.field("", m.Arch+" with "+firmwareText(m), strings.Join(m.MACs, ", "))
-	t.field("Image", p.Image.Name, p.Image.OS)
-	t.field("", p.Image.Digest.String())
-	t.field("", fmt.Sprintf("%s files, %s unpacked", thousands(p.Image.Objects), storage.Bytes(p.Image.Bytes)))
+	if p.Wipe != "" {
+		t.field("Wipe", "the disks are erased, and nothing is installed")
+	} else {
+		t.field("Image", p.Image.Name, p.Image.OS)
+		t.field("", p.Image.Digest.String())
+		t.field("", fmt.Sprintf("%s files, %s unpacked", thousands(p.Image.Objects), storage.Bytes(p.Image.Bytes)))
+	}
 	if p.Tools != nil {
 		t.field("Tools", p.Tools.Name, "unpacked to memory, to run programs from")
 	}
@@ -37,7 +41,7 @@ func (p Plan) Text() string {
 		t.field("Disks", "no disk is touched")
 	}
 	for i, d := range p.Layout.Disks {
-		p.disk(t, d, i < len(p.Layout.BootDisks()))
+		p.disk(t, d, p.Wipe == "" && i < len(p.Layout.BootDisks()))
 	}
 	p.stack(t)
 	p.Encryption.write(t)
@@ -49,7 +53,9 @@ func (p Plan) Text() string {
 		t.line("", "")
 	}
 
-	p.Network.write(t)
+	if p.Wipe == "" {
+		p.Network.write(t)
+	}
 	if p.Boot.Kernel != "" {
 		t.field("Boot", "by "+strings.Join(p.Boot.Loaders, ", ")+": "+p.Boot.Kernel)
 		t.field("", p.Boot.CommandLine)
@@ -64,12 +70,16 @@ func (p Plan) Text() string {
 	}
 	switch {
 	case len(p.Layout.Disks) == 0:
+	case p.HandOver == PowerOff:
+		t.field("Then", "the machine is switched off")
 	case p.HandOver == Kexec:
 		t.field("Then", "the new OS is started by kexec, without the firmware")
 	default:
 		t.field("Then", "the machine reboots through its firmware")
 	}
-	t.field("Download", fmt.Sprintf("at most %s in %s objects", storage.Bytes(p.FetchBytes), thousands(p.FetchObjects)))
+	if p.Wipe == "" {
+		t.field("Download", fmt.Sprintf("at most %s in %s objects", storage.Bytes(p.FetchBytes), thousands(p.FetchObjects)))
+	}
 	t.field("Memory", fmt.Sprintf("at most %s of %s", storage.Bytes(p.MemoryNeed), storage.Bytes(p.MemoryHave)))
 	if p.LowMemory {
 		t.field("", fmt.Sprintf("up to %s of old files are kept in it; the rest of the image is fetched after the disks have been erased", storage.Bytes(p.StageBytes)))
@@ -112,7 +122,9 @@ func (p Plan) disk(t *text, d storage.DiskLayout, first bool) {
 		}
 		t.line("  ", found)
 	}
-	t.line("  ", fmt.Sprintf("      %-9s %21s %9s", "", "sectors", "size"))
+	if len(d.Partitions) > 0 {
+		t.line("  ", fmt.Sprintf("      %-9s %21s %9s", "", "sectors", "size"))
+	}
 	lies := members(p.Layout)
 	for _, v := range d.Partitions {
 		t.made(storage.PartitionName(d.Name, v.Number), v.Bytes, v, lies[d.Node(v)])

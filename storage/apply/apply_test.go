@@ -80,7 +80,16 @@ func spec() storage.Spec {
 // which no installation would touch.
 func resolve(t *testing.T, s storage.Spec, firmware storage.Firmware, paths ...string) storage.Layout {
 	t.Helper()
-	var disks []storage.Disk
+	l, err := storage.Resolve(s, found(t, paths...), nil, storage.Need{}, firmware, ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// found are the disks at these paths, as an inventory would have them.
+func found(t *testing.T, paths ...string) (disks []storage.Disk) {
+	t.Helper()
 	for i, path := range paths {
 		dev, err := block.OpenReadOnly(path)
 		if err != nil {
@@ -94,11 +103,7 @@ func resolve(t *testing.T, s storage.Spec, firmware storage.Firmware, paths ...s
 		disks = append(disks, storage.Disk{Name: name, Path: path, Size: dev.Size(), SectorSize: dev.SectorSize(), Contents: contents, Serial: "S" + name})
 		dev.Close()
 	}
-	l, err := storage.Resolve(s, disks, nil, storage.Need{}, firmware, ids)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return disks
 }
 
 // runner runs the real programs but for those that need the kernel's device

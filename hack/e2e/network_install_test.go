@@ -151,6 +151,22 @@ func installExample(t *testing.T, program string) {
 		t.Fatalf("the installation failed: %s", found[0])
 	}
 	t.Logf("installed after %s", time.Since(start).Round(time.Second))
+	// The host's address is not the lease's: it was tried on a second interface
+	// of the port, and everything else on the bond.
+	for _, say := range []string{
+		`prove: gateway 192\.168\.1\.1 \(\S+\) answers via eth0`,
+		`prove: nobody else has the address 192\.168\.1\.2 via eth0`,
+		`prove: name server \S+ answers via eth0`,
+		`prove: the image server \S+ can be reached via eth0`,
+		`prove: packets of 1500 bytes reach 192\.168\.1\.1 via eth0`,
+		`prove: the switch speaks LACP on eth1, eth2`,
+		`prove: gateway 192\.168\.100\.1 \(\S+\) answers on VLAN 100 via the bond of eth1, eth2`,
+		`prove: gateway 192\.168\.120\.1 \(\S+\) answers on VLAN 120 via the bond of eth1, eth2`,
+	} {
+		if !regexp.MustCompile(say).MatchString(m.Text()) {
+			t.Errorf("the console does not say %q", say)
+		}
+	}
 	x.inspect(ctx, t, s, c)
 	t.Logf("seen after kexec after %s", time.Since(start).Round(time.Second))
 	if err := m.Stop(ctx); err != nil {

@@ -13,7 +13,7 @@ VM_TIMEOUT ?= 55m
 
 export CGO_ENABLED = 0
 
-.PHONY: fuzz all build initramfs rootfs roots setup demo test test-full test-unit test-vm lint generate bench clean
+.PHONY: fuzz all build initramfs rootfs roots setup demo demo-storage test test-full test-unit test-vm lint generate bench clean
 
 all: build initramfs
 
@@ -47,6 +47,14 @@ demo: setup
 	@$(MAKE) --no-print-directory -j3 build initramfs rootfs
 	$(GO) build -o build/demo/demo ./hack/demo
 	@build/demo/demo
+
+# Everything that protects a machine's disks, in one: Secure Boot, a TPM, an
+# encrypted root and encrypted data on a mirrored pair of NVMe disks; kexec, cold
+# boot, a disk pulled, and the recovery key that the site server keeps.
+demo-storage: setup
+	@$(MAKE) --no-print-directory build initramfs rootfs
+	@hack/demo/rootfs dracut
+	$(GO) test -tags full -count=1 -timeout $(VM_TIMEOUT) -v -run 'TestStorageDone$$' ./hack/e2e
 
 test: setup lint test-unit test-vm
 

@@ -203,7 +203,7 @@ func (b *bootable) installer(t *testing.T) *qemu.Machine {
 	}
 	c.Accel, _ = probe.Accel(t.Context())
 	c.NoReboot = !b.kexec
-	commandLine := lab.CommandLine + " no_timer_check installer.kexecPatience=45s"
+	commandLine := lab.CommandLine + " no_timer_check installer.kexecPatience=2m"
 	if b.medium != nil {
 		c.Disks = append(slices.Clone(c.Disks), b.medium(t, commandLine))
 	} else {

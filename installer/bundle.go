@@ -28,6 +28,7 @@ func (i *installation) filesFrom(ctx context.Context, source fetch.Source) (fetc
 	}
 	if !i.saidUnsigned {
 		i.saidUnsigned = true
+		i.model.Describe(func(f *progress.Facts) { f.Signed = "not signed, and believed all the same" })
 		i.model.Warn(progress.Config, "there is no trust key in "+i.env.trust.keys+" of the boot medium: the configuration is believed unsigned, whoever sends it")
 	}
 	files, err := fetch.All(ctx, source)
@@ -91,6 +92,9 @@ func (i *installation) signedFiles(ctx context.Context, policy trust.Policy, sou
 	for _, s := range signers {
 		names = append(names, s.Short())
 	}
+	i.model.Describe(func(f *progress.Facts) {
+		f.Signed = fmt.Sprintf("signed by %s; sequence %d, until %s", strings.Join(names, " and "), bundle.Sequence, bundle.Expires.UTC().Format(time.DateOnly))
+	})
 	i.model.Logf(progress.Config, "the bundle of %s, sequence %d, is signed by %s", bundle.Name, bundle.Sequence, strings.Join(names, " and "))
 	return bundleFiles(bundle), nil
 }

@@ -282,6 +282,15 @@ func (i *installation) stirRandomness() (err error) {
 	return nil
 }
 
+// hardware names a machine as a person in front of it would find it.
+func hardware(d inventory.DMI) string {
+	text := strings.Join(strings.Fields(d.Vendor+" "+d.Product), " ")
+	if d.Serial != "" {
+		text += ", serial " + d.Serial
+	}
+	return strings.TrimPrefix(text, ", ")
+}
+
 // takeInventory looks at the machine, and lets -driveSelector choose.
 func (i *installation) takeInventory(ctx context.Context) error {
 	if err := i.awaitDisks(ctx); err != nil {
@@ -303,6 +312,7 @@ func (i *installation) takeInventory(ctx context.Context) error {
 	for _, disk := range found.Disks {
 		i.model.Logf(progress.Inventory, "%s %s %s %s: %d things on it", disk.Path, storage.Bytes(disk.Size), disk.Model, disk.Serial, len(disk.Contents))
 	}
+	i.model.Describe(func(f *progress.Facts) { f.Hardware = hardware(found.DMI) })
 	i.inventory = found
 	i.publishInventory(found)
 	return nil

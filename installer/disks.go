@@ -47,13 +47,16 @@ func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, r
 			i.model.DisksChanged()
 			return nil
 		},
-		Ready: ready.markReady,
+		Ready: func(mountPoint string) {
+			ready.markReady(mountPoint)
+			i.volumeReady(mountPoint)
+		},
 		Progress: func(disk, partition, step string) {
 			name := disk
 			if partition != "" {
 				name = partition
 			}
-			i.model.DiskStep(name, step, progress.Running)
+			i.model.DiskStep(disk, partition, step, progress.Running)
 			// On the console nothing stands under storage before the line
 			// after which disks change.
 			phase := progress.Commit
@@ -63,12 +66,27 @@ func (i *installation) buildStorage(ctx context.Context, mounts apply.Mounter, r
 			i.model.Logf(phase, "%s: %s", name, step)
 		},
 	})
+	i.model.DisksDone(err == nil)
 	if err != nil {
 		return err
 	}
 	i.disks = applied
 	i.opened.push("the new system's disks", applied.Close)
 	return nil
+}
+
+// volumeReady shows that nothing more will be done to a volume.
+func (i *installation) volumeReady(mountPoint string) {
+	for _, v := range i.plan.Layout.Mounts() {
+		if v.MountPoint() != mountPoint {
+			continue
+		}
+		name := storage.PartitionName(v.Disk.Name, v.Partition.Number)
+		if v.Partition.Number == 0 { // all of an array or a logical volume
+			name = v.Disk.Name
+		}
+		i.model.DiskStep(v.Disk.Name, name, "ready at "+mountPoint, progress.Done)
+	}
 }
 
 // identifyDisk reads serial number and WWN of a disk as the inventory did.

@@ -135,6 +135,8 @@ func (i *installation) tryLease(ctx context.Context, lease dhcp.Lease, attempt a
 		}
 	}
 	i.lease, i.nic, i.servers = nil, netconfig.NIC{}, nil // what it named is forgotten with it
+	i.published.lease.Store(nil)
+	i.model.Describe(func(f *progress.Facts) { f.Page = "" })
 	if leaving := errors.Join(link.Flush(lease.Interface, mtu), removeIfThere(resolvConf), takeTimeBack()); leaving != nil {
 		err = errors.Join(err, leaving)
 	}
@@ -270,7 +272,9 @@ func (i *installation) rememberLease(lease dhcp.Lease) error {
 	short.Summary = "" // it has many lines
 	i.debugf(progress.Config, "lease: %+v", short)
 	i.lease, i.nic = &lease, netconfig.NIC{Name: lease.Interface, MAC: lease.MAC}
+	i.published.lease.Store(&lease)
 	page := net.JoinHostPort(lease.Address.Addr().String(), fmt.Sprint(i.opt.port))
+	i.model.Describe(func(f *progress.Facts) { f.Page = "http://" + page + "/" })
 	i.model.Logf(progress.Config, "%s has the address %s; the status page is http://%s/", lease.Interface, lease.Address, page)
 	return nil
 }

@@ -18,18 +18,21 @@ import (
 type meter struct {
 	proc, sys  fs.FS
 	memoryPeak atomic.Uint64
+
+	memoryUsed, memoryTotal atomic.Uint64
 }
 
 // memoryInterval is short against any phase that gathers objects.
 const memoryInterval = 250 * time.Millisecond
 
-// watchMemory keeps the peak of the memory in use, page cache not counted
-// but files in tmpfs counted, until ctx ends.
-func (m *meter) watchMemory(ctx context.Context) {
+// watch keeps the peak of the memory in use, page cache not counted but files in
+// tmpfs counted, until ctx ends, and tells sample what was measured.
+func (m *meter) watch(ctx context.Context, sample func(received, memory uint64)) {
 	tick := time.NewTicker(memoryInterval)
 	defer tick.Stop()
 	for {
 		m.sampleMemory()
+		sample(m.networkReceived(), m.memoryUsed.Load())
 		select {
 		case <-ctx.Done():
 			return
@@ -44,10 +47,16 @@ func (m *meter) sampleMemory() {
 		return
 	}
 	total, available := meminfo(data, "MemTotal"), meminfo(data, "MemAvailable")
-	if used := total - min(total, available); used > m.memoryPeak.Load() {
+	used := total - min(total, available)
+	m.memoryUsed.Store(used)
+	m.memoryTotal.Store(total)
+	if used > m.memoryPeak.Load() {
 		m.memoryPeak.Store(used)
 	}
 }
+
+// memory is what was in use at the last sample, and what there is.
+func (m *meter) memory() (used, total uint64) { return m.memoryUsed.Load(), m.memoryTotal.Load() }
 
 // meminfo is a field of proc_meminfo(5), in bytes.
 func meminfo(data []byte, field string) uint64 {

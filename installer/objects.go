@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -128,7 +129,7 @@ func (i *installation) stageOptions(phase progress.Phase, total uint64) stage.Op
 				i.model.Update(phase, done, total)
 			}
 		},
-		Wait: func(reason string) { i.model.Wait(phase, reason) },
+		Wait: func(reason string, next time.Time) { i.model.WaitUntil(phase, reason, next) },
 		Log:  func(text string) { i.model.Log(phase, text) },
 	}
 }

@@ -17,12 +17,41 @@ import (
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/shell"
 	"github.com/firstlight/firstlight/installer/status"
+	"github.com/firstlight/firstlight/netconfig/dhcp"
 	"github.com/firstlight/firstlight/proto/auth"
 )
 
 // published is what the status page may show: documents as JSON.
 type published struct {
 	plan, inventory atomic.Pointer[[]byte]
+	text            atomic.Pointer[string]     // the plan's, for people
+	lease           atomic.Pointer[dhcp.Lease] // nil where there is none
+}
+
+func (p *published) planText() string {
+	if text := p.text.Load(); text != nil {
+		return *text
+	}
+	return ""
+}
+
+// leaseText is the installer's own address, by interface.
+func (p *published) leaseText() map[string]string {
+	lease := p.lease.Load()
+	if lease == nil {
+		return nil
+	}
+	text := lease.Address.String()
+	switch {
+	case lease.Duration == dhcp.Infinite && !lease.Server.IsValid():
+		text += ", fixed"
+	case lease.Server.IsValid():
+		text += ", leased by " + lease.Server.String()
+		if lease.Duration != dhcp.Infinite && !lease.Obtained.IsZero() {
+			text += " at " + lease.Obtained.UTC().Format("15:04:05") + " UTC"
+		}
+	}
+	return map[string]string{lease.Interface: text}
 }
 
 func (p *published) get(which *atomic.Pointer[[]byte]) func() []byte {
@@ -40,6 +69,8 @@ func (i *installation) publishPlan(p plan.Plan) {
 		i.model.Warn(progress.Plan, err.Error())
 		return
 	}
+	text := p.Text()
+	i.published.text.Store(&text)
 	i.published.plan.Store(&data)
 }
 
@@ -92,8 +123,11 @@ func (i *installation) openPage(ctx context.Context, cancelAll context.CancelCau
 		Pages: status.Handler(status.Options{
 			Model:           i.model,
 			Plan:            i.published.get(&i.published.plan),
+			PlanText:        i.published.planText,
 			Inventory:       i.inventoryNow,
 			NICs:            i.currentNICs,
+			Leases:          i.published.leaseText,
+			Memory:          i.meter.memory,
 			NetworkReceived: i.meter.networkReceived,
 			DiskWritten:     i.meter.diskWritten,
 			MemoryPeak:      i.meter.memoryPeak.Load,
@@ -102,7 +136,8 @@ func (i *installation) openPage(ctx context.Context, cancelAll context.CancelCau
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
-	serving.Go(func() { i.meter.watchMemory(ctx) })
+	serving.Go(func() { i.meter.watch(ctx, i.model.Sample) })
+	serving.Go(func() { i.showPanel(ctx) })
 	serving.Go(func() {
 		if err := mux.Serve(ctx, netutil.LimitListener(listener, maxPageConnections)); err != nil && ctx.Err() == nil {
 			i.model.Warn(progress.Clock, fmt.Sprintf("the status page ended: %v", err))

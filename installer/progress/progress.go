@@ -134,141 +134,6 @@ type Event struct {
 	Objects []SourceStatus `json:"objects,omitempty"`
 }
 
-// Facts say which installation this is. Empty fields are not known yet.
-type Facts struct {
-	Version     string `json:"version,omitempty"`     // of the installer
-	Machine     string `json:"machine,omitempty"`     // its hostname
-	Image       string `json:"image,omitempty"`       // resolved name
-	ImageDigest string `json:"imageDigest,omitempty"` // sha256:…
-	Plan        string `json:"plan,omitempty"`        // the plan's hash, sha256:…
-	Fingerprint string `json:"fingerprint,omitempty"` // of the certificate of port 6978, SHA256:…
-	DryRun      bool   `json:"dryRun,omitempty"`
-}
-
-// PhaseStatus is where one phase stands.
-type PhaseStatus struct {
-	Phase          Phase   `json:"phase"`
-	State          State   `json:"state"`
-	Seconds        float64 `json:"seconds"`                  // taken so far
-	WaitingFor     string  `json:"waitingFor,omitempty"`     // in state waiting
-	WaitingSeconds float64 `json:"waitingSeconds,omitempty"` // in state waiting
-	Bytes          uint64  `json:"bytes,omitempty"`          // dealt with
-	Total          uint64  `json:"total,omitempty"`          // to deal with; 0: not known
-	Note           string  `json:"note,omitempty"`           // why it was skipped
-}
-
-// SourceStatus is what came from one source.
-type SourceStatus struct {
-	Source  Source `json:"source"`
-	Objects uint64 `json:"objects"`
-	Bytes   uint64 `json:"bytes"`
-}
-
-// DiskStatus is what is being done to one disk or volume.
-type DiskStatus struct {
-	Disk    string  `json:"disk"`
-	Step    string  `json:"step"`
-	State   State   `json:"state"`   // running, done or failed
-	Seconds float64 `json:"seconds"` // since the step before it
-}
-
-// Failure is how an installation ended badly.
-type Failure struct {
-	Phase        Phase  `json:"phase"`
-	Code         string `json:"code"`
-	Text         string `json:"text"`               // the error, perhaps several lines
-	Happened     string `json:"happened,omitempty"` // these three from docs/errors.md
-	Means        string `json:"means,omitempty"`
-	Do           string `json:"do,omitempty"`
-	DisksChanged bool   `json:"disksChanged"`
-}
-
-// Summary is the last line of a failed installation:
-// "FAILED STO-002: text; disks untouched".
-func (f Failure) Summary() string {
-	text, rest, more := strings.Cut(strings.TrimSpace(f.Text), "\n")
-	if more {
-		text = fmt.Sprintf("%s (and %d more, above)", text, strings.Count(strings.TrimSpace(rest), "\n")+1)
-	}
-	disks := "disks untouched"
-	if f.DisksChanged {
-		disks = "disks changed"
-	}
-	return fmt.Sprintf("FAILED %s: %s; %s", f.Code, text, disks)
-}
-
-// Session is somebody's shell in the installer.
-type Session struct {
-	Number    uint32       `json:"number"`
-	Who       string       `json:"who"` // the name in their certificate
-	Programme string       `json:"programme"`
-	Since     time.Time    `json:"since"`
-	State     SessionState `json:"state"`
-	Observers int          `json:"observers,omitempty"` // how many look on
-}
-
-// SessionState says whether somebody works in a session.
-type SessionState string
-
-// The states of a session.
-const (
-	SessionAttached SessionState = "attached"
-	SessionLost     SessionState = "lost"     // the connection is cut; it waits a while
-	SessionDetached SessionState = "detached" // left running on purpose
-)
-
-// Hold is somebody's wish that the installer wait.
-type Hold struct {
-	Before string    `json:"before"` // the name of a phase, or "hand-over"
-	By     string    `json:"by"`
-	Since  time.Time `json:"since"`
-}
-
-// Approval is what a plan that needs one has of it.
-type Approval struct {
-	Plan  string    `json:"plan"`  // the hash that is to be approved
-	Since time.Time `json:"since"` // when the installer began to wait
-	By    string    `json:"by,omitempty"`
-}
-
-// Next is what the installer will do by itself.
-type Next struct {
-	Text string    `json:"text"`         // "reboot"
-	At   time.Time `json:"at,omitzero"`  // zero: it waits for a person
-	In   float64   `json:"in,omitempty"` // seconds from the snapshot to At
-}
-
-// Snapshot is everything but the log at one moment. It shares nothing with
-// the Model.
-type Snapshot struct {
-	Format       int            `json:"format"`
-	Time         time.Time      `json:"time"`
-	Seconds      float64        `json:"seconds"` // since the installer started
-	Facts        Facts          `json:"facts"`
-	Ratio        float64        `json:"ratio"` // of the whole, 0 to 1; never falls
-	Phases       []PhaseStatus  `json:"phases"`
-	Objects      []SourceStatus `json:"objects"`
-	Disks        []DiskStatus   `json:"disks"`
-	Warnings     []string       `json:"warnings"`
-	DisksChanged bool           `json:"disksChanged"`
-	Failure      *Failure       `json:"failure,omitempty"`
-	Next         *Next          `json:"next,omitempty"`
-	Sessions     []Session      `json:"sessions,omitempty"`
-	Holds        []Hold         `json:"holds,omitempty"`
-	Approval     *Approval      `json:"approval,omitempty"` // only where the plan needs one
-}
-
-// Current lists the phases that are running or waiting.
-func (s Snapshot) Current() []PhaseStatus {
-	var current []PhaseStatus
-	for _, p := range s.Phases {
-		if p.State == Running || p.State == Waiting {
-			current = append(current, p)
-		}
-	}
-	return current
-}
-
 // UncodedError is the code of an error that brought none.
 const UncodedError = "SRV-099"
 
@@ -298,15 +163,11 @@ type phase struct {
 	began, ended  time.Time
 	waitingFor    string
 	waitingSince  time.Time
+	nextTry       time.Time
+	waited        time.Duration // for people, in all
 	bytes, total  uint64
 	note, code    string
 	lastPublished time.Time
-}
-
-type disk struct {
-	step         string
-	state        State
-	began, ended time.Time
 }
 
 // Model is the state of one installation. Its methods may be called from
@@ -325,6 +186,7 @@ type Model struct {
 	objects      map[Source]SourceStatus
 	disks        map[string]*disk
 	diskOrder    []string
+	history      history
 	warnings     []string
 	disksChanged bool
 	failure      *Failure
@@ -397,19 +259,24 @@ func (m *Model) Skip(p Phase, why string) {
 }
 
 // Wait says what the running phase p waits for; "" when it goes on.
-func (m *Model) Wait(p Phase, reason string) {
+func (m *Model) Wait(p Phase, reason string) { m.WaitUntil(p, reason, time.Time{}) }
+
+// WaitUntil is Wait where it is known when p will try again.
+func (m *Model) WaitUntil(p Phase, reason string, next time.Time) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	ph := m.phase(p)
-	switch {
-	case reason == "" && ph.state == Waiting:
-		ph.state, ph.waitingFor = Running, ""
-	case reason != "" && ph.state != Waiting:
-		ph.state, ph.waitingSince = Waiting, m.now()
-		fallthrough
-	case reason != "":
-		ph.waitingFor = clean(reason)
+	if reason == "" {
+		if ph.state == Waiting {
+			ph.waited += m.now().Sub(ph.waitingSince)
+			ph.state, ph.waitingFor = Running, ""
+		}
+		return
 	}
-	m.mu.Unlock()
+	if ph.state != Waiting {
+		ph.state, ph.waitingSince = Waiting, m.now()
+	}
+	ph.waitingFor, ph.nextTry = clean(reason), next
 }
 
 // Update says that phase p has dealt with done of total bytes; total is 0
@@ -520,24 +387,6 @@ func (m *Model) Objects(source Source, count, bytes uint64) {
 	m.mu.Unlock()
 }
 
-// DiskStep says what is now being done to a disk or volume. State Done or
-// Failed says that nothing more will be.
-func (m *Model) DiskStep(name, step string, state State) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := m.now()
-	d := m.disks[name]
-	if d == nil {
-		d = &disk{}
-		m.disks[name] = d
-		m.diskOrder = append(m.diskOrder, name)
-	}
-	if d.step != step || d.began.IsZero() {
-		d.began = now
-	}
-	d.step, d.state, d.ended = clean(step), state, now
-}
-
 // Next says what the installer will do by itself, and when; at is zero where
 // it waits for a person. An empty text takes it back.
 func (m *Model) Next(text string, at time.Time) {
@@ -599,6 +448,9 @@ func (m *Model) Snapshot() Snapshot {
 			Bytes: ph.bytes, Total: ph.total, Note: ph.note}
 		if ph.state == Waiting {
 			status.WaitingSeconds = now.Sub(ph.waitingSince).Seconds()
+			if !ph.nextTry.IsZero() {
+				status.NextTrySeconds = max(0, ph.nextTry.Sub(now).Seconds())
+			}
 		}
 		s.Phases = append(s.Phases, status)
 		whole += name.weight()
@@ -609,17 +461,12 @@ func (m *Model) Snapshot() Snapshot {
 			reached += name.weight() * min(1, float64(ph.bytes)/float64(ph.total))
 		}
 	}
+	s.Remaining = m.remaining(now)
 	m.ratio = max(m.ratio, reached/whole)
 	s.Ratio = m.ratio
 	s.Objects = append(s.Objects, m.sources()...)
-	for _, name := range m.diskOrder {
-		d := m.disks[name]
-		until := now
-		if d.state != Running {
-			until = d.ended
-		}
-		s.Disks = append(s.Disks, DiskStatus{Disk: name, Step: d.step, State: d.state, Seconds: until.Sub(d.began).Seconds()})
-	}
+	s.Disks = m.diskStatus(now)
+	s.History = m.history.clone()
 	if m.failure != nil {
 		f := *m.failure
 		s.Failure = &f

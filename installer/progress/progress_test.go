@@ -248,7 +248,8 @@ func TestManyWriters(t *testing.T) {
 				m.Start(Unpack)
 				m.Update(Unpack, n, 200)
 				m.Objects(FromServer, 1, 10)
-				m.DiskStep(fmt.Sprint("vd", i), "mkfs", Running)
+				m.DiskStep(fmt.Sprint("vd", i), "", "mkfs", Running)
+				m.Sample(n, n)
 				m.Warn(Unpack, "the same")
 				m.Snapshot()
 			}

@@ -267,7 +267,7 @@ func (s *stage) waitForServer(ctx context.Context, pause time.Duration, cause er
 		}
 		s.waiting = true
 		if s.options.Wait != nil {
-			s.options.Wait("the image server to come back")
+			s.options.Wait("the image server to come back", time.Now().Add(min(pause, s.options.Patience-away)))
 		}
 	}
 	s.mu.Unlock()
@@ -308,7 +308,7 @@ func (s *stage) hear() {
 	if s.waiting {
 		s.waiting = false
 		if s.options.Wait != nil {
-			s.options.Wait("")
+			s.options.Wait("", time.Time{})
 		}
 	}
 }

@@ -251,7 +251,7 @@ func TestRunGoesToTheNextServer(t *testing.T) {
 			counts := map[stage.Source]count{}
 			waited := false
 			got, err := stage.Run(t.Context(), []stage.Fetcher{first, dead{&none}, second}, packFile(t), need, stage.Options{
-				Streams: 1, Report: counter(counts), Wait: func(string) { waited = true },
+				Streams: 1, Report: counter(counts), Wait: func(string, time.Time) { waited = true },
 			})
 			if err != nil {
 				t.Fatal(err)

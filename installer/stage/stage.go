@@ -99,9 +99,9 @@ type Options struct {
 	// Report is told of verified objects by source and unpacked bytes. It
 	// is called by one goroutine at a time.
 	Report func(source Source, objects, bytes uint64)
-	// Wait is told why nothing comes at present, and "" when it goes on
-	// again. It is called by one goroutine at a time.
-	Wait func(reason string)
+	// Wait is told why nothing comes at present and when that is tried again,
+	// and "" when it goes on. It is called by one goroutine at a time.
+	Wait func(reason string, next time.Time)
 	// Log is told what a person may want to know. It is called by one
 	// goroutine at a time.
 	Log func(text string)

@@ -431,7 +431,7 @@ func TestRunGoesOnWhenTheServerIsBack(t *testing.T) {
 	}
 	var waits []string
 	got, err := stage.Run(t.Context(), []stage.Fetcher{s}, packFile(t), need, stage.Options{
-		Streams: 1, Patience: time.Minute, Wait: func(reason string) { waits = append(waits, reason) },
+		Streams: 1, Patience: time.Minute, Wait: func(reason string, _ time.Time) { waits = append(waits, reason) },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,17 +1,17 @@
 package status
 
 import (
+	"bytes"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
 	"fmt"
+	"html"
 	"html/template"
-	"io"
 	"strings"
 	"time"
-
-	"github.com/firstlight/firstlight/installer/progress"
-	"github.com/firstlight/firstlight/netconfig"
+	"unicode"
+	"unicode/utf8"
 )
 
 var (
@@ -23,16 +23,9 @@ var (
 	pageScript string
 )
 
-// What the page shows at most, so that it stays below 60 KB. Everything is
-// in /api/v1/status and /log.
-const (
-	maxTailBytes = 8 << 10
-	maxTailLines = 60
-	maxDisks     = 24
-	maxNICs      = 16
-	maxWarnings  = 8
-	maxText      = 4 << 10
-)
+// maxPageBytes is the size of the page, which travels over poor lines. What does
+// not fit is in /api/v1/status and /log.
+const maxPageBytes = 60 << 10
 
 // page is the HTML page: complete without JavaScript, which only saves the
 // reloading.
@@ -45,77 +38,28 @@ func newPage() *page {
 	hash := sha256.Sum256([]byte(pageScript))
 	return &page{
 		template: template.Must(template.New("page").Funcs(template.FuncMap{
-			"bytes": bytesText, "seconds": secondsText, "percent": percent, "share": share, "clip": clip,
+			"bytes": bytesText, "speed": speedText, "seconds": secondsText, "about": aboutText, "percent": percent, "share": share,
+			"clip": clip, "marked": marked,
 		}).Parse(pageTemplate)),
 		policy: "default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'; " +
-			"base-uri 'none'; form-action 'none'; script-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'",
+			"base-uri 'none'; form-action 'self'; script-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'",
 	}
 }
 
-// render writes the page for s with the end of the log.
-func (p *page) render(w io.Writer, s progress.Snapshot, log []progress.Line, nics []netconfig.NIC) error {
-	view := struct {
-		progress.Snapshot
-		Title        string
-		Headline     string
-		Style        template.CSS
-		Script       template.JS
-		Log          []string
-		MoreDisks    int
-		NICs         []netconfig.NIC
-		MoreNICs     int
-		MoreWarnings int
-	}{Snapshot: s, Style: template.CSS(pageStyle), Script: template.JS(pageScript), Log: tail(log), NICs: nics}
-	view.Headline = headline(s)
-	view.Title = view.Headline
-	if s.Facts.Machine != "" {
-		view.Title = s.Facts.Machine + ": " + view.Title
-	}
-	if n := len(s.Disks); n > maxDisks {
-		view.Disks, view.MoreDisks = s.Disks[n-maxDisks:], n-maxDisks
-	}
-	if n := len(nics); n > maxNICs {
-		view.NICs, view.MoreNICs = nics[:maxNICs], n-maxNICs
-	}
-	if n := len(s.Warnings); n > maxWarnings {
-		view.Warnings, view.MoreWarnings = s.Warnings[:maxWarnings], n-maxWarnings
-	}
-	return p.template.Execute(w, view)
-}
-
-// headline is the state in one line.
-func headline(s progress.Snapshot) string {
-	if s.Failure != nil {
-		return "failed in " + string(s.Failure.Phase) + ": " + s.Failure.Code
-	}
-	var names []string
-	for _, p := range s.Current() {
-		names = append(names, string(p.Phase))
-	}
-	if len(names) == 0 {
-		if s.Ratio >= 1 {
-			return "done"
+// render is the page for what is seen now, in at most maxPageBytes: less of
+// everything is shown until it fits.
+func (p *page) render(s seen) ([]byte, error) {
+	for limits := usualLimits; ; limits = limits.halved() {
+		var b bytes.Buffer
+		view := newView(s, limits)
+		view.Style, view.Script = template.CSS(pageStyle), template.JS(pageScript)
+		if err := p.template.Execute(&b, view); err != nil {
+			return nil, err
 		}
-		names = []string{"between phases"}
-	}
-	return fmt.Sprintf("%d %%, %s", int(s.Ratio*100), strings.Join(names, " and "))
-}
-
-// tail is the end of the log, oldest line first.
-func tail(log []progress.Line) []string {
-	if len(log) > maxTailLines {
-		log = log[len(log)-maxTailLines:]
-	}
-	var lines []string
-	room := maxTailBytes
-	for i := len(log) - 1; i >= 0; i-- {
-		line := clip(log[i].String(), 400)
-		if room -= len(line) + 1; room < 0 {
-			break
+		if b.Len() <= maxPageBytes || limits.smallest() {
+			return b.Bytes(), nil
 		}
-		lines = append([]string{line}, lines...)
 	}
-	return lines
 }
 
 func clip(text string, limit ...int) string {
@@ -127,6 +71,22 @@ func clip(text string, limit ...int) string {
 		return text
 	}
 	return strings.ToValidUTF8(text[:most], "") + "…"
+}
+
+// marked is text of docs/errors.md with what stands between backticks as code.
+func marked(text string) template.HTML {
+	if first, size := utf8.DecodeRuneInString(text); size > 0 {
+		text = string(unicode.ToUpper(first)) + text[size:]
+	}
+	var b strings.Builder
+	for n, part := range strings.Split(clip(text), "`") {
+		part = html.EscapeString(part)
+		if n%2 == 1 {
+			part = "<code>" + part + "</code>"
+		}
+		b.WriteString(part)
+	}
+	return template.HTML(b.String())
 }
 
 // bytesText is n with a binary unit: "1.5 GiB".
@@ -141,6 +101,14 @@ func bytesText(n uint64) string {
 	return fmt.Sprintf("%.1f %ciB", value, " KMGTP"[unit])
 }
 
+// speedText is a link's speed, given in Mbit/s.
+func speedText(n int) string {
+	if n >= 1000 && n%1000 == 0 {
+		return fmt.Sprintf("%d Gbit/s", n/1000)
+	}
+	return fmt.Sprintf("%d Mbit/s", n)
+}
+
 // secondsText is s as a person reads it: "12.3 s", "4 min 05 s".
 func secondsText(s float64) string {
 	if s < 60 {
@@ -151,6 +119,21 @@ func secondsText(s float64) string {
 		return fmt.Sprintf("%d min %02d s", int(d.Minutes()), int(d.Seconds())%60)
 	}
 	return fmt.Sprintf("%d h %02d min", int(d.Hours()), int(d.Minutes())%60)
+}
+
+// aboutText is s without a precision that an estimate does not have.
+func aboutText(s float64) string {
+	switch {
+	case s < 10:
+		return "10 s"
+	case s < 60:
+		return fmt.Sprintf("%d s", (int(s)+9)/10*10)
+	case s < 90:
+		return "a minute"
+	case s < 3600:
+		return fmt.Sprintf("%d minutes", (int(s)+30)/60)
+	}
+	return fmt.Sprintf("%.1f hours", s/3600)
 }
 
 func percent(ratio float64) int { return int(ratio * 100) }

@@ -5,7 +5,6 @@
 package status
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/netconfig"
 )
@@ -27,8 +27,15 @@ type Options struct {
 	Model *progress.Model
 	// Plan and Inventory return the document as JSON, nil while there is none.
 	Plan, Inventory func() []byte
+	// PlanText is the plan for people, empty while there is none.
+	PlanText func() string
 	// NICs are the network interfaces as they are now.
 	NICs func() []netconfig.NIC
+	// Leases are the addresses of the installer itself, by the name of the
+	// interface, as a person reads them.
+	Leases func() map[string]string
+	// Memory is what is in use, and what there is, in bytes.
+	Memory func() (used, total uint64)
 	// NetworkReceived is in bytes, over all interfaces since boot.
 	NetworkReceived func() uint64
 	// DiskWritten is in bytes since boot, by disk name.
@@ -97,21 +104,41 @@ func serveHealth(w http.ResponseWriter, _ *http.Request) {
 	io.WriteString(w, "ok\n")
 }
 
-func (h *handler) servePage(w http.ResponseWriter, _ *http.Request) {
+// maxQuery is how long a filter of the log may be.
+const maxQuery = 80
+
+func (h *handler) servePage(w http.ResponseWriter, r *http.Request) {
 	past, _, stop := h.Model.Lines()
 	stop()
-	var b bytes.Buffer
-	var nics []netconfig.NIC
+	now := seen{Snapshot: h.Model.Snapshot(), log: past, query: clip(r.URL.Query().Get("q"), maxQuery)}
 	if h.NICs != nil {
-		nics = h.NICs()
+		now.nics = h.NICs()
 	}
-	if err := h.page.render(&b, h.Model.Snapshot(), past, nics); err != nil {
+	if h.Leases != nil {
+		now.leases = h.Leases()
+	}
+	if h.Memory != nil {
+		now.memoryUsed, now.memoryTotal = h.Memory()
+	}
+	if h.MemoryPeak != nil {
+		now.memoryPeak = h.MemoryPeak()
+	}
+	if h.PlanText != nil {
+		now.planText = h.PlanText()
+	}
+	if h.Inventory != nil {
+		if machine, err := inventory.Parse(h.Inventory()); err == nil { // an error: there is none yet
+			now.machine = &machine
+		}
+	}
+	text, err := h.page.render(now)
+	if err != nil {
 		http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", h.page.policy)
-	w.Write(b.Bytes())
+	w.Write(text)
 }
 
 func (h *handler) serveStatus(w http.ResponseWriter, _ *http.Request) {

@@ -307,7 +307,8 @@ func comparePaths(a, b string) int {
 	return strings.Compare(a, b)
 }
 
-// feed waits for the volume, makes its directories, and hands its files out.
+// feed waits for the volume, makes its directories, and hands its files out, each
+// after its directory.
 func (u *unpacker) feed(ctx context.Context, v *volume, chunks chan<- []int) error {
 	if u.options.Wait != nil && v.mountPoint != "." {
 		if err := u.options.Wait(ctx, v.Volume.MountPoint); err != nil {
@@ -316,26 +317,42 @@ func (u *unpacker) feed(ctx context.Context, v *volume, chunks chan<- []int) err
 	}
 	dirs := newDirs(u.top)
 	defer dirs.close()
-	for _, i := range v.directories {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
+	made := 0
+	// makeTo makes the directories before the path p, all where it is empty.
+	makeTo := func(p string) error {
+		for ; made < len(v.directories); made++ {
+			directory := u.entries[v.directories[made]].Path
+			if p != "" && comparePaths(directory, p) > 0 {
+				return nil
+			}
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			if err := u.makeDirectory(dirs, directory); err != nil {
+				return err
+			}
 		}
-		if err := u.makeDirectory(dirs, u.entries[i].Path); err != nil {
-			return err
-		}
+		return nil
 	}
 	u.behind.mounted(v.mountPoint)
-	if u.made != nil {
+	if u.made != nil { // content comes in an order of its own
+		if err := makeTo(""); err != nil {
+			return err
+		}
 		u.made <- v // there is room for each
 	}
 	for chunk := range slices.Chunk(v.files, chunkEntries) {
+		// Others write files while the directories of the next ones are made.
+		if err := makeTo(u.entries[chunk[len(chunk)-1]].Path); err != nil {
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case chunks <- chunk:
 		}
 	}
-	return nil
+	return makeTo("")
 }
 
 func (u *unpacker) work(ctx context.Context, chunks <-chan []int) error {

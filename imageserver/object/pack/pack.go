@@ -630,7 +630,12 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 // whole unpacks and verifies a small object at once.
 func (r *Reader) whole(l location) (io.ReadCloser, error) {
 	stored := grown(buffers.Get().(*[]byte), int(l.info.StoredSize))
-	defer buffers.Put(stored)
+	kept := false
+	defer func() {
+		if !kept {
+			buffers.Put(stored)
+		}
+	}()
 	if n, err := r.file.ReadAt(*stored, int64(l.offset)); n < len(*stored) {
 		if err == io.EOF {
 			return nil, fmt.Errorf("object %s: the pack is cut off: %w", l.info.Digest, object.ErrDamaged)
@@ -640,6 +645,12 @@ func (r *Reader) whole(l location) (io.ReadCloser, error) {
 	decode := zstd.Decode
 	if l.summed && crc32.Checksum(*stored, castagnoli) == l.sum {
 		decode = zstd.Unpack
+		if l.info.Encoding == object.Raw {
+			kept = true
+			b := &buffered{buffer: stored}
+			b.Reset(*stored)
+			return b, nil
+		}
 	}
 	unpacked := grown(buffers.Get().(*[]byte), zstd.Capacity(l.info.Size))
 	out, err := decode((*unpacked)[:0], l.info, *stored)

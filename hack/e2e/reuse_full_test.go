@@ -76,22 +76,22 @@ func command(t *testing.T, name string, args ...string) string {
 }
 
 // copyInto copies parts of a root into the file system in an image, below a
-// subvolume if one is named.
+// subvolume if one is named. It is mounted where nobody else sees it: a process
+// whose mount namespace is made meanwhile would keep it mounted, and what is in
+// memory of it would not be in the image.
 func copyInto(t *testing.T, image, root, subvolume string, parts ...string) {
 	t.Helper()
-	to := t.TempDir()
-	command(t, "mount", "-o", "loop", image, to)
-	defer command(t, "umount", to)
-	below := filepath.Join(to, subvolume)
-	if subvolume != "" {
-		command(t, "btrfs", "subvolume", "create", below)
-	}
-	for _, part := range parts {
-		if err := os.MkdirAll(filepath.Join(below, filepath.Dir(part)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		command(t, "cp", "-a", filepath.Join(root, part), filepath.Join(below, part))
-	}
+	const script = `set -eu
+image=$1 root=$2 subvolume=$3 to=$4
+shift 4
+mount -o loop "$image" "$to"
+[ -z "$subvolume" ] || btrfs subvolume create "$to/$subvolume" >/dev/null
+for part; do
+	mkdir -p "$(dirname "$to/$subvolume/$part")"
+	cp -a "$root/$part" "$to/$subvolume/$part"
+done
+umount "$to"`
+	command(t, "unshare", append([]string{"--mount", "sh", "-c", script, "sh", image, root, subvolume, t.TempDir()}, parts...)...)
 }
 
 // lvmInTwoPieces makes a logical volume old/root on the disk, in two pieces, and

@@ -216,6 +216,33 @@ func TestDuplicateAddress(t *testing.T) {
 	}
 }
 
+// Of IPv6 the kernel finds out.
+func TestDuplicateAddressIPv6(t *testing.T) {
+	_, yes := inside(t)
+	if !yes {
+		return
+	}
+	trial, err := newTrial(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := trial.putBack(); err != nil {
+			t.Error(err)
+		}
+	}()
+	n := &namespace{trial: trial, device: "eth0"} // which is in a namespace already
+	segment := own()
+	segment.Addresses = []netip.Prefix{netip.MustParsePrefix("fd77::5/64")}
+	if err := n.address(t.Context(), segment); err != nil {
+		t.Errorf("nobody has it: %v", err)
+	}
+	segment.Addresses = []netip.Prefix{netip.MustParsePrefix("fd77::1/64")}
+	if err := n.address(t.Context(), segment); code(err) != CodeDuplicate || !strings.Contains(err.Error(), "fd77::1 is in use by another machine via eth0") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // Somebody who looks for duplicates of the same address at the same time wants
 // it as well (RFC 5227, 2.1.1).
 func TestRivalForAnAddress(t *testing.T) {

@@ -11,12 +11,12 @@ import (
 	"github.com/firstlight/firstlight/netconfig/dhcp"
 )
 
-// keepOnce keeps a lease, whose T1 has come and whose T2 comes soon, until it has
-// been renewed once, and returns what came of that.
+// keepOnce keeps a lease, whose T1 and T2 come soon, until it has been renewed
+// once, and returns what came of that.
 func keepOnce(t *testing.T, lease dhcp.Lease) (renewed dhcp.Lease, log string) {
 	t.Helper()
-	lease.Renew, lease.Rebind, lease.Duration = 2, 4, 12 // servers know none as short
-	lease.Obtained = time.Now().Add(-2 * time.Second)
+	lease.Renew, lease.Rebind, lease.Duration = 1, 2, 6 // servers know none as short
+	lease.Obtained = time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var said strings.Builder

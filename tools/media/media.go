@@ -40,6 +40,9 @@ type Options struct {
 	// under lib/modules/<release> or modules/<release>. It may be empty with
 	// SetNone.
 	KernelDir string
+	// Arch is the architecture of the machines, in Go's words; empty means
+	// this program's own.
+	Arch string
 	// Modules is the set of modules; empty means SetCommon.
 	Modules Set
 	// Files is a directory with the machine's configuration, which goes to
@@ -80,61 +83,83 @@ type Report struct {
 // Initramfs writes an initramfs. Mistakes in the options and files that are
 // not what they should be are of type *Error; nothing is written then.
 func Initramfs(ctx context.Context, options Options) (Report, error) {
+	parts, report, err := assemble(ctx, options)
+	if err != nil {
+		return Report{}, err
+	}
+	if err := writeWhole(options.Out, options.mode(), parts...); err != nil {
+		return Report{}, fmt.Errorf("writing %s: %w", options.Out, err)
+	}
+	return report, nil
+}
+
+// mode is that of the file that is made: a private key is nobody else's.
+func (o Options) mode() os.FileMode {
+	if o.WithIdentity {
+		return 0o600
+	}
+	return 0o644
+}
+
+func (o Options) arch() string {
+	if o.Arch == "" {
+		return runtime.GOARCH
+	}
+	return o.Arch
+}
+
+// part adds a part to the report.
+func (r *Report) part(name string, bytes int64) {
+	r.Parts = append(r.Parts, Part{name, bytes})
+	r.Bytes += bytes
+}
+
+// assemble makes the archives of an initramfs.
+func assemble(ctx context.Context, options Options) (parts [][]byte, report Report, err error) {
+	if !slices.Contains(Architectures(), options.arch()) {
+		return nil, Report{}, &Error{code: codeUsage, text: fmt.Sprintf("there is no architecture %q here: use one of %v", options.Arch, Architectures())}
+	}
 	if options.Modules == "" {
 		options.Modules = SetCommon
 	}
 	base, built, err := readBase(options.Base)
 	if err != nil {
-		return Report{}, err
+		return nil, Report{}, err
 	}
-	report := Report{}
-	parts := [][]byte{base}
-	report.Parts = append(report.Parts, Part{"base", int64(len(base))})
+	parts = append(parts, base)
+	report.part("base", int64(len(base)))
 
 	if options.Modules != SetNone {
 		kernel, err := openKernel(options.KernelDir)
 		if err != nil {
-			return Report{}, err
+			return nil, Report{}, err
 		}
 		files, count, err := kernel.subset(ctx, options.Modules)
 		if err != nil {
-			return Report{}, err
+			return nil, Report{}, err
 		}
 		packed, err := pack(files, built, nil)
 		if err != nil {
-			return Report{}, err
+			return nil, Report{}, err
 		}
 		parts = append(parts, packed)
-		report.Parts = append(report.Parts, Part{"modules", int64(len(packed))})
+		report.part("modules", int64(len(packed)))
 		report.Kernel, report.Release, report.Modules = kernel.image, kernel.release, count
 	}
 
 	site, err := siteFiles(options)
 	if err != nil {
-		return Report{}, err
+		return nil, Report{}, err
 	}
 	if len(site) > 0 {
 		packed, err := pack(site, built, map[string]uint64{"tftpdata": 0o700, "etc/ssl/installer": 0o700})
 		if err != nil {
-			return Report{}, err
+			return nil, Report{}, err
 		}
 		parts = append(parts, packed)
-		report.Parts = append(report.Parts, Part{"site", int64(len(packed))})
+		report.part("site", int64(len(packed)))
 	}
-	for _, part := range report.Parts {
-		report.Bytes += part.Bytes
-	}
-	if err := ctx.Err(); err != nil {
-		return Report{}, err
-	}
-	mode := os.FileMode(0o644)
-	if options.WithIdentity {
-		mode = 0o600
-	}
-	if err := writeWhole(options.Out, mode, parts...); err != nil {
-		return Report{}, fmt.Errorf("writing %s: %w", options.Out, err)
-	}
-	return report, nil
+	return parts, report, ctx.Err()
 }
 
 // pack encodes, compresses and pads.
@@ -335,8 +360,12 @@ func readModule(name string) ([]byte, error) {
 func siteFiles(options Options) (archive, error) {
 	files := archive{}
 	if options.Files != "" {
-		if err := addConfiguration(files, options.Files); err != nil {
+		found, err := configuration(options.Files)
+		if err != nil {
 			return nil, err
+		}
+		for _, f := range found {
+			files[path.Join("tftpdata", f.path)] = archiveFile{f.data, 0o600}
 		}
 	}
 	if options.CA != "" {
@@ -411,9 +440,9 @@ func addTrust(files archive, keys []string, threshold int) error {
 	return nil
 }
 
-// addConfiguration takes every regular file of a directory.
-func addConfiguration(files archive, dir string) error {
-	found := false
+// configuration is every regular file of a directory.
+func configuration(dir string) ([]volumeFile, error) {
+	var files []volumeFile
 	err := filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -439,59 +468,18 @@ func addConfiguration(files archive, dir string) error {
 		if err != nil {
 			return err
 		}
-		found = true
-		files[path.Join("tftpdata", filepath.ToSlash(below))] = archiveFile{data, 0o600}
+		files = append(files, volumeFile{path: filepath.ToSlash(below), data: data})
 		return nil
 	})
 	var coded *Error
 	if errors.As(err, &coded) {
-		return err
+		return nil, err
 	}
 	if err != nil {
-		return &Error{code: codeUsage, text: "the configuration files cannot be read", err: err}
+		return nil, &Error{code: codeUsage, text: "the configuration files cannot be read", err: err}
 	}
-	if !found {
-		return &Error{code: codeUsage, text: dir + " has no configuration files"}
+	if len(files) == 0 {
+		return nil, &Error{code: codeUsage, text: dir + " has no configuration files"}
 	}
-	return nil
-}
-
-// writeWhole writes a file so that a reader finds the old one or the new one.
-func writeWhole(name string, mode os.FileMode, parts ...[]byte) (err error) {
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
-	for _, part := range parts {
-		if _, err := f.Write(part); err != nil {
-			return err
-		}
-	}
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	dir, err2 := os.Open(filepath.Dir(name))
-	if err2 != nil {
-		return nil // the file is there; that its name is durable was only a wish
-	}
-	_ = dir.Sync() // some file-systems cannot
-	_ = dir.Close()
-	return nil
+	return files, nil
 }

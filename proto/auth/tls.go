@@ -75,6 +75,23 @@ func ServerTLS(cert, key, clientCA string, requireClientCert bool, now time.Time
 	return config, nil
 }
 
+// ServerTLSWith is ServerTLS for a server whose certificate may be issued again
+// while it runs: certificate is asked for at each handshake. clientCA is a PEM
+// file.
+func ServerTLSWith(certificate func() (*tls.Certificate, error), clientCA string) (*tls.Config, error) {
+	pool, err := LoadCA(clientCA)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		NextProtos:     []string{alpnHTTP, alpnGRPC},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate() },
+		ClientCAs:      pool,
+		ClientAuth:     tls.VerifyClientCertIfGiven,
+	}, nil
+}
+
 // ClientTLS is a client's TLS 1.3 configuration: the CA that server
 // certificates must be signed by and, unless cert and key are empty, the
 // client's own certificate. The files are PEM. The error is an *Error.

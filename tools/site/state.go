@@ -323,6 +323,9 @@ func (s *Site) meet(who Identity, address string) (*Machine, error) {
 	if who.ID() == "" {
 		return nil, fail(CodeMachine, "a machine without a MAC address asks from %s", address)
 	}
+	if known, err := os.ReadDir(s.path(pendingDir)); err == nil && len(known) >= maxPending {
+		return nil, fail(CodeState, "%d machines are pending: no more are kept", len(known))
+	}
 	if err := os.MkdirAll(s.path(pendingDir, who.ID()), 0o755); err != nil {
 		return nil, &Error{CodeDirectory, "keeping a new machine", err}
 	}
@@ -337,11 +340,6 @@ const maxPending = 4096
 // stands. An installation that it was in has been interrupted. firmware is what
 // was seen of it, empty to leave that as it is.
 func (s *Site) Booted(who Identity, address, firmware string) (*Machine, error) {
-	if known, err := os.ReadDir(s.path(pendingDir)); err == nil && len(known) >= maxPending {
-		if m, err := s.Find(who.Clean()); m == nil {
-			return nil, errors.Join(err, fail(CodeState, "%d machines are pending: no more are kept", len(known)))
-		}
-	}
 	m, err := s.meet(who, address)
 	if err != nil {
 		return nil, err

@@ -52,8 +52,7 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 		return // only looking
 	}
 	who := site.Identity{MACs: []netconfig.MAC{mac}, Serial: r.URL.Query().Get("serial"), UUID: r.URL.Query().Get("uuid")}
-	m, err := s.Site.Booted(who, remote(r), "")
-	s.watch.poke()
+	m, err := s.booted(who, remote(r))
 	if err != nil {
 		s.Log.Warn("a machine boots from its disk, for it is not clear which one it is", "mac", mac, "error", err)
 		fmt.Fprint(w, diskScript(err.Error()))
@@ -68,6 +67,50 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 	base := s.URLAt(local(r), port(r), false) + "/boot/" + arch(r)
 	fmt.Fprintf(w, "#!ipxe\necho Firstlight: %s is %s\nkernel %s/vmlinuz initrd=initramfs %s\ninitrd %s/initramfs\nboot\n",
 		m.Name, m.Status.State, base, s.CommandLine(local(r), port(r), mac), base)
+}
+
+// serveProgram is what UEFI's HTTP boot fetches: one program that is the whole
+// installer. A machine that is installed gets none, and goes on to its disk.
+func (s *Server) serveProgram(w http.ResponseWriter, r *http.Request) {
+	mac, ok := site.ParseID(r.PathValue("mac"))
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	if r.Method != http.MethodHead { // firmware asks for the size first
+		m, err := s.booted(site.Identity{MACs: []netconfig.MAC{mac}}, remote(r))
+		if err != nil || m.Status.State == site.Installed {
+			http.NotFound(w, r)
+			return
+		}
+	}
+	s.sendMedium(w, r, arch(r), r.PathValue("file"))
+}
+
+// PXELinux is what pxelinux does with a machine that reaches this server at an
+// address.
+func (s *Server) PXELinux(who site.Identity, from, at netip.Addr, httpPort int) ([]byte, error) {
+	m, err := s.booted(who, from.String())
+	if err != nil {
+		return nil, err
+	}
+	if m.Status.State == site.Installed {
+		return []byte("DEFAULT disk\nLABEL disk\n  LOCALBOOT 0\n"), nil
+	}
+	base := s.URLAt(at, httpPort, false) + "/boot/amd64"
+	return fmt.Appendf(nil, "DEFAULT installer\nLABEL installer\n  KERNEL %s/vmlinuz\n  INITRD %s/initramfs\n  APPEND %s\n",
+		base, base, s.CommandLine(at, httpPort, who.MACs[0])), nil
+}
+
+// booted is site.Booted, told to those who follow.
+func (s *Server) booted(who site.Identity, address string) (*site.Machine, error) {
+	defer s.watch.poke()
+	if s.GoneOn != nil {
+		for _, mac := range who.MACs {
+			s.GoneOn(mac)
+		}
+	}
+	return s.Site.Booted(who, address, "")
 }
 
 // diskScript makes iPXE start the first disk. UEFI does that itself when iPXE
@@ -92,8 +135,7 @@ func (s *Server) servePixiecore(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return // only looking
 	}
-	m, err := s.Site.Booted(site.Identity{MACs: []netconfig.MAC{mac}}, "", "")
-	s.watch.poke()
+	m, err := s.booted(site.Identity{MACs: []netconfig.MAC{mac}}, "")
 	switch {
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusNotFound)

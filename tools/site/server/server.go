@@ -57,6 +57,8 @@ type Options struct {
 	ImageServer string
 	// TLS says that this server speaks it, and machines shall.
 	TLS bool
+	// GoneOn is told of each machine that fetches what it boots; it may be nil.
+	GoneOn func(mac netconfig.MAC)
 	// Images and Notices may be nil.
 	Images  func(ctx context.Context) ([]Image, error)
 	Notices func() []Notice
@@ -85,6 +87,7 @@ func New(o Options) *Server {
 	s.mux.Handle("/v1/machines/", report.Handler(s))
 	s.mux.HandleFunc("GET /v1/boot/{mac}", s.servePixiecore)
 	s.mux.HandleFunc("GET /v1/ipxe/{mac}", s.serveScript)
+	s.mux.HandleFunc("GET /v1/efi/{mac}/{file}", s.serveProgram)
 	s.mux.HandleFunc("GET /config/{file}", s.serveConfigFile)
 	s.mux.HandleFunc("GET /boot/{arch}/{file}", s.serveMedia)
 	s.mux.HandleFunc("GET /{$}", s.serveFleet)
@@ -372,7 +375,10 @@ func (s *Server) File(who site.Identity, file, from string, at netip.Addr, httpP
 
 // serveMedia serves what machines boot, with ranges.
 func (s *Server) serveMedia(w http.ResponseWriter, r *http.Request) {
-	arch, file := r.PathValue("arch"), r.PathValue("file")
+	s.sendMedium(w, r, r.PathValue("arch"), r.PathValue("file"))
+}
+
+func (s *Server) sendMedium(w http.ResponseWriter, r *http.Request, arch, file string) {
 	if !plain(arch) || !plain(file) {
 		http.NotFound(w, r)
 		return

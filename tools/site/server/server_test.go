@@ -48,7 +48,9 @@ func newLab(t *testing.T) *lab {
 	l.write("media/amd64/vmlinuz", "the kernel of the installer")
 	server := New(Options{
 		Site: s, Media: filepath.Join(dir, "media"), ImageServer: ":6971", Log: slog.New(slog.DiscardHandler), Version: "test", Now: time.Now,
-		Images:  func(context.Context) ([]Image, error) { return []Image{{Name: "debian/12/1", Arch: "amd64", Bytes: 435e6}}, nil },
+		Images: func(context.Context) ([]Image, error) {
+			return []Image{{Name: "debian/12/1", Arch: "amd64", Bytes: 435e6}}, nil
+		},
 		Notices: func() []Notice { return []Notice{{Bad: true, Text: "port 67 is taken by dnsmasq", Do: "stop it"}} },
 	})
 	ctx, cancel := context.WithCancel(t.Context())

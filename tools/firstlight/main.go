@@ -66,7 +66,7 @@ func newRoot(c *common) *cobra.Command {
 	flags.StringVar(&c.output, "output", "table", "`format` of results: table or json")
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	flags.BoolVar(&c.quiet, "quiet", false, "no progress")
-	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.installerShellCommand(), c.planCommand(), c.versionCommand())
+	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.installerShellCommand(), c.planCommand(), c.serveCommand(), c.versionCommand())
 	return root
 }
 

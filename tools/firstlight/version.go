@@ -21,17 +21,7 @@ func (c *common) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Show the version", Args: arguments(0, 0),
 		RunE: func(*cobra.Command, []string) error {
-			v := versionInfo{Version: "devel", Go: runtime.Version(), Arch: runtime.GOARCH}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				if main := info.Main.Version; main != "" && main != "(devel)" {
-					v.Version = main
-				}
-				for _, setting := range info.Settings {
-					if setting.Key == "vcs.revision" {
-						v.Commit = setting.Value
-					}
-				}
-			}
+			v := buildVersion()
 			return c.print(v, func(w io.Writer) {
 				fmt.Fprintf(w, "firstlight\t%s\n", v.Version)
 				if v.Commit != "" {
@@ -41,4 +31,29 @@ func (c *common) versionCommand() *cobra.Command {
 			})
 		},
 	}
+}
+
+// buildVersion is what this program was built from.
+func buildVersion() versionInfo {
+	v := versionInfo{Version: "devel", Go: runtime.Version(), Arch: runtime.GOARCH}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if main := info.Main.Version; main != "" && main != "(devel)" {
+			v.Version = main
+		}
+		for _, setting := range info.Settings {
+			if setting.Key == "vcs.revision" {
+				v.Commit = setting.Value
+			}
+		}
+	}
+	return v
+}
+
+// version is the version in one word: the module's, or the commit's.
+func version() string {
+	v := buildVersion()
+	if v.Version == "devel" && v.Commit != "" {
+		return v.Commit[:min(12, len(v.Commit))]
+	}
+	return v.Version
 }

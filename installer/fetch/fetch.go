@@ -83,9 +83,9 @@ func fail(code, format string, args ...any) error {
 	return &Error{code: code, err: fmt.Errorf(format, args...)}
 }
 
-// All gets every file that the source has. config.json and imagename must be
-// there, or the error is an *Error with code CFG-101; imageserver may come by a
-// flag, and each other file has a default. The first failure ends it.
+// All gets every file that the source has. config.json must be there, or the
+// error is an *Error with code CFG-101. Whether any other is needed depends on
+// what it says: package config knows. The first failure ends it.
 func All(ctx context.Context, source Source) (Files, error) {
 	files := Files{}
 	for _, name := range Names() {
@@ -95,7 +95,7 @@ func All(ctx context.Context, source Source) (Files, error) {
 			files[name] = data
 		case !errors.Is(err, ErrAbsent):
 			return nil, err
-		case name == ConfigJSON || name == ImageName:
+		case name == ConfigJSON:
 			return nil, fail(codeMissing, "%s is missing from %s: %w", name, source, err)
 		}
 	}

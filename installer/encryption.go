@@ -10,6 +10,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/installer/boot"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/receipt"
 	"github.com/firstlight/firstlight/installer/target"
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/keys"
@@ -135,6 +136,9 @@ func (i *installation) initrdSettings() []target.File {
 	}}
 }
 
+// keyFileMode is that of what opens a volume.
+const keyFileMode = 0o400
+
 // writeKeys writes what opens the volumes into the new system, and opens every
 // key slot once: a system whose volumes would stay closed never gets a boot
 // loader.
@@ -147,11 +151,16 @@ func (i *installation) writeKeys(ctx context.Context) error {
 		if strings.HasPrefix(file.Path, storage.ESPMountPoint+"/") {
 			file.Mode = 0o700 // vfat has one mode for all, and takes no other
 		}
-		if err := target.Write(i.root, file); err != nil {
+		if err := i.placeSecret(file); err != nil {
 			return err
 		}
 	}
 	encrypted := i.plan.Layout.Encrypted()
+	for _, v := range encrypted {
+		if file := v.Partition.LUKS.KeyFile; file != "" {
+			i.written = append(i.written, receipt.WrittenFile(file, keyFileMode, nil, true))
+		}
+	}
 	if len(encrypted) == 0 {
 		return nil
 	}

@@ -32,6 +32,9 @@ func (i *installation) finish(ctx context.Context) error {
 	if err := i.leaveLogs(); err != nil {
 		return fmt.Errorf("leaving the logs: %w", err)
 	}
+	if err := i.leaveReceipt(ctx); err != nil {
+		return err
+	}
 	if i.opt.skipStorage {
 		i.model.Log(progress.Finish, "-skipStorage: not handing over")
 		return i.notifyCompletion(ctx)

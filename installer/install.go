@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/receipt"
 	"github.com/firstlight/firstlight/installer/report"
 	"github.com/firstlight/firstlight/installer/shell"
 	"github.com/firstlight/firstlight/netconfig"
@@ -39,9 +41,11 @@ type installation struct {
 	shells    *shell.Server // nil where operators are refused
 	closePage func()
 	published published
-	pagePort  int       // where the page is
-	opened    unwinding // what must be undone, whatever happens
-	runDir    string    // files of this run, in memory
+	pagePort  int // where the page is
+	// certificate is the installer's own, on the page's port; it signs the receipt.
+	certificate tls.Certificate
+	opened      unwinding // what must be undone, whatever happens
+	runDir      string    // files of this run, in memory
 
 	lease     *dhcp.Lease   // nil where no lease was needed
 	nic       netconfig.NIC // over which the configuration came; empty where none is known
@@ -53,13 +57,14 @@ type installation struct {
 	servers   *imageServers
 	image     plan.Image
 	plan      plan.Plan
-	objects   *pack.Reader // what is staged: every object of the image, unless memory is low
-	freePack  func() error // gives their memory back; nil: there are none
-	toolsRoot string       // where programs are run from: "" or -tmpRoot
-	site      *report.Site // nil where none is told
-	keys      *keys.Keys   // of the new system's volumes
-	tpm       *tpm2.TPM    // nil where none is needed
-	escrowed  []byte       // the recovery key, encrypted to its recipients; nil where there is none
+	objects   *pack.Reader      // what is staged: every object of the image, unless memory is low
+	freePack  func() error      // gives their memory back; nil: there are none
+	toolsRoot string            // where programs are run from: "" or -tmpRoot
+	site      *report.Site      // nil where none is told
+	keys      *keys.Keys        // of the new system's volumes
+	tpm       *tpm2.TPM         // nil where none is needed
+	written   []receipt.Written // our own files in the new system
+	escrowed  []byte            // the recovery key, encrypted to its recipients; nil where there is none
 	disks     *apply.Applied
 	root      *os.Root // the new root
 	by        string   // plan.Kexec or plan.Reboot: how the new system is started

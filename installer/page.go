@@ -117,6 +117,9 @@ func (i *installation) openPage(ctx context.Context, cancelAll context.CancelCau
 	if err != nil {
 		i.model.Warn(progress.Clock, fmt.Sprintf("port %d speaks no TLS: %v", i.pagePort, err))
 	}
+	if certificate != nil {
+		i.certificate = certificate.Certificates[0]
+	}
 	mux := &auth.Mux{
 		TLS: certificate,
 		RPC: i.calls(certificate, cancelAll),

@@ -17,7 +17,6 @@ import (
 
 	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/inventory"
-	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/storage/mount"
@@ -240,13 +239,4 @@ func (i *installation) logStep(phase progress.Phase, name string, out tool.Outpu
 			i.model.Logf(phase, "%s: %s", name, strings.TrimRight(line, "\n"))
 		}
 	}
-}
-
-// stepsOf is what of the plan's steps the receipt tells.
-func stepsOf(p plan.Plan) []string {
-	var all []string
-	for _, s := range p.Steps {
-		all = append(all, fmt.Sprintf("%s: %s %s", s.When, s.Programme, s.Digest))
-	}
-	return all
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/firstlight/firstlight/installer/bootloader"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/receipt"
 	"github.com/firstlight/firstlight/installer/target"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/renderer"
@@ -42,7 +43,21 @@ func (i *installation) writeIdentity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return target.Write(i.root, append(append(files, machineID...), seed)...)
+	return errors.Join(i.place(append(files, machineID...)...), i.placeSecret(seed))
+}
+
+// place writes files of our own into the new system, and keeps for the receipt
+// which they were.
+func (i *installation) place(files ...target.File) error { return i.placeAs(false, files) }
+
+// placeSecret is place for what the receipt must say nothing of but the name.
+func (i *installation) placeSecret(files ...target.File) error { return i.placeAs(true, files) }
+
+func (i *installation) placeAs(secret bool, files []target.File) error {
+	for _, file := range files {
+		i.written = append(i.written, receipt.WrittenFile(file.Path, file.Mode, file.Data, secret))
+	}
+	return target.Write(i.root, files...)
 }
 
 // arrays tells the new system's mdadm which arrays are its own, in the file
@@ -109,7 +124,7 @@ func (i *installation) writeNetwork(ctx context.Context) error {
 			Args: []string{i.configDir, i.opt.mountPoint, i.nic.Name, i.opt.tmpRoot},
 		})
 	}
-	return target.Write(i.root, targetFiles(networkFiles(i.plan.Network))...)
+	return i.place(targetFiles(networkFiles(i.plan.Network))...)
 }
 
 // networkFiles are the files of the one program that the plan names.

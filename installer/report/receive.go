@@ -21,8 +21,13 @@ type Receiver interface {
 	KeepRecovery(ctx context.Context, machine string, escrow recovery.Escrow, document []byte) error
 }
 
-// NewSystem is the kind by which the new system reports itself, once it runs.
-const NewSystem Kind = "receipt"
+// NewSystem is the kind by which the new system reports itself, once it runs: with
+// nothing in it. Installed is the same with the installer's receipt, as package
+// installer/receipt writes it.
+const (
+	NewSystem Kind = "receipt"
+	Installed Kind = NewSystem
+)
 
 // most bounds the bodies of reports, in bytes.
 func (k Kind) most() int64 {

@@ -367,7 +367,7 @@ func TestTFTPTakesEachFileFromTheFirstDirectoryThatHasIt(t *testing.T) {
 	}
 	without := tftpServer(t, func(path string) ([]byte, bool) {
 		data, ok := files[path]
-		return []byte(data), ok && !strings.HasSuffix(path, ImageName)
+		return []byte(data), ok && !strings.HasSuffix(path, ConfigJSON)
 	})
 	_, err = All(t.Context(), hurriedTFTP(without))
 	if code(err) != "CFG-101" || !strings.Contains(err.Error(), "52-54-00-00-00-01/, SN 42/ and the root") {

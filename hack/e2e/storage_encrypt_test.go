@@ -49,7 +49,7 @@ type vault struct {
 	// partitions; first is the number of the first one's.
 	volumes []string
 	first   int
-	// typed is told to who asks for a passphrase; nil where nobody may ask.
+	// typed is told to who asks for it; nil where nobody may ask.
 	typed func() []byte
 }
 
@@ -168,7 +168,7 @@ func (v *vault) installer(t *testing.T, c qemu.Config) qemu.Config {
 var (
 	overOrFailed = regexp.MustCompile(`(?m)\] finish: handing over to (\S+) by (?:kexec|reboot)\n|FAILED ([A-Z]{3}-[0-9]{3}): (.*)\n`)
 	loggedIn     = regexp.MustCompile(`(?m)^` + lab.Hostname + ` login: `)
-	wantsMore    = regexp.MustCompile(`(?m)DEMO-REPORT done|Please enter passphrase|\(initramfs\)|[Ee]mergency mode|dracut:/#`)
+	wantsMore    = regexp.MustCompile(`(?m)DEMO-REPORT done|Please enter (?:passphrase|recovery key)|\(initramfs\)|[Ee]mergency mode|dracut:/#`)
 )
 
 // awaitLogin waits for the prompt, which may have come before the report's end.
@@ -187,11 +187,11 @@ func (v *vault) newSystem(t *testing.T, m *qemu.Machine) {
 		found := await(t, m, 12*time.Minute, wantsMore)
 		if strings.Contains(found[0], "DEMO-REPORT") {
 			if v.typed != nil && asked == 0 {
-				t.Error("nobody asked for the passphrase")
+				t.Error("nobody asked for the recovery key")
 			}
 			break
 		}
-		if v.typed == nil || !strings.Contains(found[0], "passphrase") || asked == 3 {
+		if v.typed == nil || !strings.HasPrefix(found[0], "Please enter") || asked == len(v.volumes) {
 			t.Fatalf("the new system stops: %q; the console's last lines:\n%s", found[0], m.Tail(60))
 		}
 		if err := m.Send(string(v.typed()) + "\n"); err != nil {

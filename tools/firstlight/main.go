@@ -23,6 +23,8 @@ import (
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/tools/pki"
 	"github.com/firstlight/firstlight/tools/shell"
+	"github.com/firstlight/firstlight/tools/site"
+	"github.com/firstlight/firstlight/tools/site/rules"
 )
 
 func main() {
@@ -67,6 +69,7 @@ func newRoot(c *common) *cobra.Command {
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	flags.BoolVar(&c.quiet, "quiet", false, "no progress")
 	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.installerShellCommand(), c.planCommand(), c.serveCommand(), c.versionCommand())
+	root.AddCommand(c.machineCommand(), c.rulesCommand())
 	return root
 }
 
@@ -139,6 +142,7 @@ const (
 	exitOK          = 0
 	exitFailed      = 1
 	exitUsage       = 2
+	exitPartly      = 3
 	exitNotFound    = 4
 	exitInvalid     = 5
 	exitRefused     = 6
@@ -192,8 +196,12 @@ func exitCodeOf(code string) int {
 		return exitDamaged
 	case client.CodeBadName, pki.CodeRequest, shell.CodeBadFingerprint:
 		return exitUsage
-	case pki.CodeExists, shell.CodeNotNow:
+	case pki.CodeExists, shell.CodeNotNow, rules.CodeRefused, site.CodeState, site.CodeTwice:
 		return exitRefused
+	case site.CodeUnknown:
+		return exitNotFound
+	case site.CodeMachine, site.CodeSettings, site.CodeNewer, rules.CodeRules:
+		return exitInvalid
 	}
 	switch {
 	case strings.HasPrefix(code, "TRU-"):

@@ -118,6 +118,10 @@ func match(machines []*Machine, who Identity) (*Machine, error) {
 	return found, nil
 }
 
+// CheckName says what is wrong with a name that somebody wants to give a machine:
+// an *Error of code CodeMachine.
+func CheckName(name string) error { return checkName(name) }
+
 // checkName says what is wrong with a machine's name, which is a directory's and
 // stands in URLs.
 func checkName(name string) error {

@@ -69,7 +69,7 @@ func TestCommandsExist(t *testing.T) {
 	}
 	code := regexp.MustCompile("`([^`\n]+)`|(?m:^(?:bin/)?(firstlight .*)$)|(?m:^(bin/firstlight .*)$)")
 	word := regexp.MustCompile(`^[a-z-]+$`)
-	groups := []string{"config", "image", "keys", "media"}
+	groups := []string{"config", "image", "keys", "machine", "media", "rules"}
 	for name, text := range pages(t) {
 		for _, m := range code.FindAllStringSubmatch(text, -1) {
 			fields := strings.Fields(strings.TrimPrefix(m[1]+m[2]+m[3], "bin/"))

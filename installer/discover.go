@@ -83,7 +83,7 @@ func (i *installation) readConfig(ctx context.Context) error {
 	if directory == "" {
 		err = i.configure(ctx, i.configFromNetwork)
 	} else if err = i.configFromBoard(ctx, directory); err == nil {
-		err = i.useConfiguredAddress(ctx)
+		err = i.addressForBoard(ctx)
 	}
 	if err != nil {
 		return err
@@ -98,6 +98,30 @@ func (i *installation) readConfig(ctx context.Context) error {
 	i.startReporting()
 	return i.stirRandomness()
 }
+
+// addressForBoard gives the machine an address. Where a medium carries the
+// image, none is needed: a machine without a network is installed too.
+func (i *installation) addressForBoard(ctx context.Context) error {
+	_, needless, err := i.imageOnMedium(ctx, i.config.Image)
+	if err != nil {
+		return err
+	}
+	if !needless {
+		return i.useConfiguredAddress(ctx)
+	}
+	short, cancel := context.WithTimeout(ctx, offlineNetwork)
+	defer cancel()
+	if err := i.useConfiguredAddress(short); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		i.model.Warn(progress.Config, "there is no network, and the image is on the medium: "+oneLine(err))
+	}
+	return nil
+}
+
+// offlineNetwork is how long a machine that needs no network looks for one.
+const offlineNetwork = 20 * time.Second
 
 // configFromBoard reads the configuration in directory.
 func (i *installation) configFromBoard(ctx context.Context, directory string) error {
@@ -238,7 +262,7 @@ func (i *installation) onBoard(ctx context.Context) (string, error) {
 		directory := i.opt.tftpDirectory
 		there, err := i.hasConfiguration(directory)
 		if err == nil && !there {
-			directory, err = i.mountMedium(ctx)
+			directory, err = i.configurationOnMedium(ctx)
 		}
 		if err != nil {
 			return "", err

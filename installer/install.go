@@ -50,8 +50,9 @@ type installation struct {
 	lease     *dhcp.Lease   // nil where no lease was needed
 	nic       netconfig.NIC // over which the configuration came; empty where none is known
 	files     fetch.Files
-	boardDir  *string // nil: not looked for yet; empty: nothing is on board
-	configDir string  // where custom programmes find the files
+	media     []medium // nil: not looked for yet
+	boardDir  *string  // nil: not looked for yet; empty: nothing is on board
+	configDir string   // where custom programmes find the files
 	config    config.Config
 	inventory inventory.Document
 	servers   *imageServers

@@ -2,16 +2,25 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/firstlight/firstlight/imageserver/image"
+	"github.com/firstlight/firstlight/imageserver/object"
+	"github.com/firstlight/firstlight/imageserver/object/pack"
+	"github.com/firstlight/firstlight/installer/offline"
+	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/stage"
 	"github.com/firstlight/firstlight/storage"
 	"github.com/firstlight/firstlight/storage/block"
 	"github.com/firstlight/firstlight/storage/mount"
@@ -22,32 +31,176 @@ import (
 // disk must not keep the machine from its configuration.
 const mediumTimeout = 20 * time.Second
 
-// mountMedium mounts the volume labelled FIRSTLIGHT read-only and returns the
-// directory, empty where no disk or CD has such a volume.
-func (i *installation) mountMedium(ctx context.Context) (string, error) {
-	if !i.env.inMemory {
-		return "", nil
+// medium is a volume labelled FIRSTLIGHT, mounted read-only.
+type medium struct {
+	device, directory string
+	images            offline.List // that it carries
+	packs             []*pack.Reader
+}
+
+// mediumAgain is how often it is looked for while it is waited for.
+const mediumAgain = 300 * time.Millisecond
+
+// carried are the volumes labelled FIRSTLIGHT of all disks and CDs, mounted until
+// the installation ends. They are looked for once; where none is there and
+// -volumePatience says so, until one is, for a USB stick takes its time.
+func (i *installation) carried(ctx context.Context) ([]medium, error) {
+	if i.media != nil || !i.env.inMemory {
+		return i.media, nil
 	}
 	found := i.findMedium(ctx)
-	switch len(found) {
+	if len(found) == 0 && i.opt.volumePatience > 0 {
+		i.model.Wait(progress.Config, "a volume labelled "+storage.MediumLabel)
+		defer i.model.Wait(progress.Config, "")
+		for end := time.Now().Add(i.opt.volumePatience); len(found) == 0 && time.Now().Before(end); {
+			select {
+			case <-time.After(mediumAgain):
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+			found = i.findMedium(ctx)
+		}
+	}
+	media := []medium{} // not nil: looked for
+	for n, content := range found {
+		one := medium{device: "/dev/" + content.Where, directory: filepath.Join(i.runDir, fmt.Sprintf("medium%d", n))}
+		if err := i.mountMedium(&one, content.Kind); err != nil {
+			return nil, err
+		}
+		media = append(media, one)
+	}
+	i.media = media
+	return media, nil
+}
+
+// mountMedium mounts a volume and reads what images it carries.
+func (i *installation) mountMedium(one *medium, kind string) error {
+	if err := os.MkdirAll(one.directory, 0o700); err != nil {
+		return err
+	}
+	var mounts mount.Stack
+	if err := mounts.Mount(one.device, one.directory, kind, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
+		return err
+	}
+	i.opened.push(one.directory, mounts.Close)
+	i.model.Logf(progress.Config, "%s is labelled %s", one.device, storage.MediumLabel)
+	text, err := os.ReadFile(filepath.Join(one.directory, offline.ListName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		one.images, err = offline.Parse(text)
+	}
+	if err != nil {
+		return refuse("IMG-085", "the images on %s cannot be used: %w", one.device, err)
+	}
+	for _, name := range one.images.Packs {
+		if err := i.openPack(one, filepath.Join(one.directory, name)); err != nil {
+			return refuse("IMG-085", "the images on %s cannot be used: %w", one.device, err)
+		}
+	}
+	return nil
+}
+
+func (i *installation) openPack(one *medium, name string) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	i.opened.push(name, file.Close)
+	size, err := file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	reader, err := pack.OpenReader(file, size)
+	one.packs = append(one.packs, reader)
+	return err
+}
+
+// configurationOnMedium is the directory of the volume that has a configuration,
+// empty where none has.
+func (i *installation) configurationOnMedium(ctx context.Context) (string, error) {
+	media, err := i.carried(ctx)
+	if err != nil {
+		return "", err
+	}
+	var with []medium
+	for _, one := range media {
+		has, err := i.hasConfiguration(one.directory)
+		if err != nil {
+			return "", err
+		}
+		if has {
+			with = append(with, one)
+		} else if len(one.images.Images) == 0 {
+			i.model.Logf(progress.Config, "there is no configuration on %s", one.device)
+		}
+	}
+	switch len(with) {
 	case 0:
 		return "", nil
 	case 1:
-	default:
-		return "", refuse("CFG-021", "two volumes are labelled %s: %s and %s", storage.MediumLabel, found[0].Where, found[1].Where)
+		return with[0].directory, nil
 	}
-	directory := filepath.Join(i.runDir, "medium")
-	if err := os.MkdirAll(directory, 0o700); err != nil {
-		return "", err
+	return "", refuse("CFG-021", "two volumes labelled %s have a configuration: %s and %s", storage.MediumLabel, with[0].device, with[1].device)
+}
+
+// imageOnMedium is the image of that name, where a medium carries it.
+func (i *installation) imageOnMedium(ctx context.Context, name string) (found plan.Image, ok bool, err error) {
+	media, err := i.carried(ctx)
+	if err != nil {
+		return plan.Image{}, false, err
 	}
-	var mounts mount.Stack
-	device := "/dev/" + found[0].Where
-	if err := mounts.Mount(device, directory, found[0].Kind, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
-		return "", err
+	for _, one := range media {
+		listed, ok := one.images.Find(name)
+		if !ok {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(one.directory, listed.Manifest))
+		if err == nil && object.Of(raw) != listed.Digest {
+			err = object.ErrDamaged
+		}
+		var manifest *image.Manifest
+		if err == nil {
+			manifest, err = image.Decode(raw)
+		}
+		if err != nil {
+			return plan.Image{}, false, refuse("IMG-085", "the manifest of %s on %s cannot be used: %w", listed.Name, one.device, err)
+		}
+		i.model.Logf(progress.Manifest, "%s is on %s", listed.Name, one.device)
+		return plan.Image{Name: listed.Name, Digest: listed.Digest, Manifest: manifest}, true, nil
 	}
-	i.opened.push(directory, mounts.Close)
-	i.model.Logf(progress.Config, "%s is labelled %s", device, storage.MediumLabel)
-	return directory, nil
+	return plan.Image{}, false, nil
+}
+
+// carriedObjects are the objects of all media; nil where none has any.
+func (i *installation) carriedObjects() stage.Holder {
+	var packs packs
+	for _, one := range i.media {
+		packs = append(packs, one.packs...)
+	}
+	if len(packs) == 0 {
+		return nil
+	}
+	return packs
+}
+
+// packs are several packs as one.
+type packs []*pack.Reader
+
+// Has says whether one of them has the object.
+func (p packs) Has(d object.Digest) bool {
+	return slices.ContainsFunc(p, func(one *pack.Reader) bool { return one.Has(d) })
+}
+
+// OpenStored opens an object of the first that has it.
+func (p packs) OpenStored(ctx context.Context, d object.Digest) (*object.Stored, error) {
+	for _, one := range p {
+		if one.Has(d) {
+			return one.OpenStored(ctx, d)
+		}
+	}
+	return nil, object.ErrNotFound
 }
 
 // findMedium looks at every disk and CD at once.

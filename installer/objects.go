@@ -77,9 +77,16 @@ const leastStage = 64 << 10
 func (i *installation) assureRest(ctx context.Context, missing []image.Object) error {
 	var digests []object.Digest
 	var bytes uint64
+	carried := i.carriedObjects()
 	for _, o := range missing {
+		if carried != nil && carried.Has(o.Digest) {
+			continue // the medium stays where it is
+		}
 		digests = append(digests, o.Digest)
 		bytes += o.Size
+	}
+	if len(digests) == 0 {
+		return nil
 	}
 	have, err := i.servers.have(ctx, digests)
 	if err != nil {
@@ -108,7 +115,7 @@ func (i *installation) stage(ctx context.Context, phase progress.Phase, name str
 	i.model.Logf(phase, "gathering %d objects, %s", len(must)+len(may), storage.Bytes(sizeOf(must)+sizeOf(may)))
 	options := i.stageOptions(phase, sizeOf(must)+sizeOf(may))
 	options.Trees = append([]stage.Tree{stage.BootedRoot(os.DirFS("/"))}, old...)
-	options.Limit = limit
+	options.Limit, options.Medium = limit, i.carriedObjects()
 	held, missing, err = stage.Partly(ctx, i.servers.fetchers(), file, must, may, options)
 	if err != nil {
 		return nil, nil, i.nameFile(err)
@@ -144,7 +151,7 @@ func (i *installation) logSources(phase progress.Phase) {
 // staged, and the rest from the image servers.
 func (i *installation) bringRest(ctx context.Context, objects []image.Object, to *unpack.Writer) error {
 	options := i.stageOptions(progress.Unpack, 0)
-	options.Held = i.objects
+	options.Held, options.Medium = i.objects, i.carriedObjects()
 	return i.nameFile(stage.Stream(ctx, i.servers.fetchers(), to, objects, options))
 }
 

@@ -38,6 +38,7 @@ type options struct {
 	tftpDirectory        string
 	tftpServerHostname   string
 	tmpRoot              string
+	volumePatience       time.Duration
 
 	command []string
 	help    bool
@@ -74,6 +75,7 @@ func flagSet(opt *options) *flag.FlagSet {
 	fs.StringVar(&opt.sysfsDirectory, "sysfsDirectory", "/sys", "`directory` where sysfs is mounted")
 	fs.StringVar(&opt.tftpDirectory, "tftpDirectory", "/tftpdata", "`directory` of configuration files; where it holds config.json, no DHCP packet is sent")
 	fs.StringVar(&opt.tftpServerHostname, "tftpServerHostname", "", "`host` of the TFTP server, instead of the one DHCP names")
+	fs.DurationVar(&opt.volumePatience, "volumePatience", 0, "how long a volume labelled FIRSTLIGHT is waited for where none is there; USB sticks are found late")
 	fs.StringVar(&opt.tmpRoot, "tmpRoot", "/tmproot", "`directory` where the tools image is unpacked")
 	return fs
 }

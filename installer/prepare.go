@@ -21,11 +21,9 @@ import (
 	"github.com/firstlight/firstlight/storage/mount"
 )
 
-// getManifest asks the image server for the image without its objects.
+// getManifest finds the image without its objects: on a medium, or else on the
+// image server.
 func (i *installation) getManifest(ctx context.Context) error {
-	if err := i.connect(ctx, progress.Manifest); err != nil {
-		return err
-	}
 	found, err := i.findImage(ctx, i.config.Image)
 	if err != nil {
 		return err
@@ -33,6 +31,9 @@ func (i *installation) getManifest(ctx context.Context) error {
 	i.image = found
 	if err := i.findTools(ctx); err != nil {
 		return fmt.Errorf("the tools image: %w", err)
+	}
+	if err := i.nameServers(progress.Manifest); err != nil {
+		return err
 	}
 	i.model.Describe(func(f *progress.Facts) {
 		f.Image, f.ImageDigest = found.Name, found.Digest.String()
@@ -44,18 +45,26 @@ func (i *installation) getManifest(ctx context.Context) error {
 
 // connect finds an image server that answers. It may be called again.
 func (i *installation) connect(ctx context.Context, phase progress.Phase) error {
+	if err := i.nameServers(phase); err != nil {
+		return err
+	}
+	i.model.Wait(phase, "the image server "+strings.Join(i.imageServerAddresses(), ", "))
+	defer i.model.Wait(phase, "")
+	return i.servers.connect(ctx)
+}
+
+// nameServers makes the image servers known, and speaks to none of them yet.
+// There may be none where a medium carries the image.
+func (i *installation) nameServers(phase progress.Phase) error {
 	if i.servers != nil {
-		return i.servers.connect(ctx)
+		return nil
 	}
 	addresses := i.imageServerAddresses()
-	if len(addresses) == 0 {
-		return refuse("CFG-020", "no image server is named: add the file imageserver to the configuration or use -imageServerHostname")
-	}
 	config, err := i.clientTLS()
 	if err != nil {
 		return err
 	}
-	if config == nil {
+	if config == nil && len(addresses) > 0 {
 		i.model.Warn(phase, "there is no "+i.env.trust.ca+" in the boot medium: the image server is not authenticated and nothing it sends is secret")
 	}
 	i.servers = newImageServers(addresses, func(text string) { i.model.Warn(phase, text) },
@@ -69,9 +78,7 @@ func (i *installation) connect(ctx context.Context, phase progress.Phase) error 
 			return server, err
 		})
 	i.opened.push("the connection to the image server", i.servers.Close)
-	i.model.Wait(phase, "the image server "+strings.Join(addresses, ", "))
-	defer i.model.Wait(phase, "")
-	return i.servers.connect(ctx)
+	return nil
 }
 
 // clientTLS is how this machine speaks TLS to servers. With a CA in the boot
@@ -90,6 +97,12 @@ func (i *installation) clientTLS() (*tls.Config, error) {
 }
 
 func (i *installation) findImage(ctx context.Context, name string) (plan.Image, error) {
+	if carried, ok, err := i.imageOnMedium(ctx, name); ok || err != nil {
+		return carried, err
+	}
+	if err := i.connect(ctx, progress.Manifest); err != nil {
+		return plan.Image{}, err
+	}
 	found, err := i.servers.manifest(ctx, name)
 	if err != nil {
 		return plan.Image{}, err

@@ -27,9 +27,11 @@ func (i *installation) proveNetwork(ctx context.Context) error {
 	if i.lease != nil {
 		options.Own, options.OwnAddress = i.lease.Interface, i.lease.Address.Addr()
 	}
-	var err error
-	if options.Server, err = resolveServer(ctx, i.servers.address()); err != nil {
-		warn(fmt.Sprintf("the image server's address is not known any more: %v", err))
+	if address := i.servers.address(); address != "" { // else a medium has the image
+		var err error
+		if options.Server, err = resolveServer(ctx, address); err != nil {
+			warn(fmt.Sprintf("the image server's address is not known any more: %v", err))
+		}
 	}
 	i.model.Wait(progress.Prove, "answers on the new system's network")
 	defer i.model.Wait(progress.Prove, "")

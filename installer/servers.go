@@ -66,6 +66,9 @@ func (s *imageServer) Fetch(ctx context.Context, digests []object.Digest, piece 
 
 // call lets do ask a server, and the next where that one is of no use.
 func (s *imageServers) call(ctx context.Context, do func(*client.Client) error) error {
+	if len(s.servers) == 0 {
+		return refuse("CFG-020", "no image server is named: add the file imageserver to the configuration or use -imageServerHostname")
+	}
 	var failed error
 	for n, server := range s.fromLast() {
 		c, err := server.connect(ctx)
@@ -110,8 +113,13 @@ func (s *imageServers) fromLast() []*imageServer {
 	return append(append([]*imageServer{}, s.servers[s.at:]...), s.servers[:s.at]...)
 }
 
-// address is that of the server that answered last.
-func (s *imageServers) address() string { return s.fromLast()[0].address }
+// address is that of the server that answered last; empty where there is none.
+func (s *imageServers) address() string {
+	if len(s.servers) == 0 {
+		return ""
+	}
+	return s.fromLast()[0].address
+}
 
 // connect waits until one of them has answered.
 func (s *imageServers) connect(ctx context.Context) error {

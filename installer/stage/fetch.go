@@ -144,6 +144,9 @@ func (f failures) add(d object.Digest, failure *Error, servers int) error {
 
 // fetchAll gets all of digests, in as many calls as it takes.
 func (s *stream) fetchAll(ctx context.Context, digests []object.Digest) error {
+	if len(s.servers) == 0 && len(digests) > 0 {
+		return missing(digests[0], errors.New("the medium does not have it whole, and no image server is named"))
+	}
 	pause, broken := firstPause, 0
 	for len(digests) > 0 {
 		if err := ctx.Err(); err != nil {

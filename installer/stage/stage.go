@@ -77,12 +77,22 @@ type Sink interface {
 	AppendStored(info object.Info, r io.Reader) error
 }
 
+// Holder has objects, as they are stored. It is called from several goroutines
+// at once.
+type Holder interface {
+	Has(object.Digest) bool
+	OpenStored(ctx context.Context, d object.Digest) (*object.Stored, error)
+}
+
 // Options of Run. The zero value of each is a sensible default.
 type Options struct {
 	// Trees are searched in this order.
 	Trees []Tree
 	// Held has objects already, which Stream takes from there; nil: none.
 	Held *pack.Reader
+	// Medium has objects that need no network: they are taken from it before
+	// trees are searched and servers asked, those that are damaged not; nil: none.
+	Medium Holder
 	// Limit is the most bytes that the pack may take; 0 means no limit.
 	Limit uint64
 	// Streams is the number of Fetch calls at a time; 0 means 2.
@@ -168,6 +178,9 @@ func Partly(ctx context.Context, servers []Fetcher, file pack.File, must, may []
 	if len(must) > 0 {
 		s := newStage(writer, must, o)
 		s.writer = writer
+		if err := s.takeFromMedium(ctx); err != nil {
+			return nil, nil, err
+		}
 		group, ctx := errgroup.WithContext(ctx)
 		search := s.newSearch(ctx)
 		group.Go(func() error { return search.run(ctx) })
@@ -201,11 +214,14 @@ func Partly(ctx context.Context, servers []Fetcher, file pack.File, must, may []
 // Run does. Of the options it uses neither Trees nor Limit.
 func Stream(ctx context.Context, servers []Fetcher, sink Sink, need []image.Object, o Options) error {
 	s := newStage(sink, need, o)
-	var here, away []image.Object
+	var here, carried, away []image.Object
 	for _, n := range need {
-		if o.Held != nil && o.Held.Has(n.Digest) {
+		switch {
+		case o.Held != nil && o.Held.Has(n.Digest):
 			here = append(here, n)
-		} else {
+		case o.Medium != nil && o.Medium.Has(n.Digest):
+			carried = append(carried, n)
+		default:
 			away = append(away, n)
 		}
 	}
@@ -213,7 +229,11 @@ func Stream(ctx context.Context, servers []Fetcher, sink Sink, need []image.Obje
 		both, until := errgroup.WithContext(ctx)
 		var damaged []image.Object
 		both.Go(func() (err error) {
-			damaged, err = s.copyHeld(until, o.Held, here)
+			if damaged, err = s.copyHeld(until, o.Held, "", here); err != nil {
+				return err
+			}
+			also, err := s.copyHeld(until, o.Medium, FromMedium, carried)
+			damaged = append(damaged, also...)
 			return err
 		})
 		both.Go(func() error { return s.send(until, away, out) })
@@ -224,26 +244,55 @@ func Stream(ctx context.Context, servers []Fetcher, sink Sink, need []image.Obje
 	})
 }
 
-// copyHeld gives the sink what is held, and returns what was not whole any
-// more: memory can fail too.
-func (s *stage) copyHeld(ctx context.Context, held *pack.Reader, objects []image.Object) (damaged []image.Object, err error) {
-	for _, o := range objects {
-		if err := ctx.Err(); err != nil {
-			return nil, context.Cause(ctx)
-		}
-		stored, err := held.OpenStored(ctx, o.Digest)
-		if err != nil {
-			return nil, s.refused(err)
-		}
-		switch err := s.sink.AppendStored(stored.Info, stored); {
-		case errors.Is(err, object.ErrDamaged):
-			s.log("%v; asking the image server for it", err)
-			damaged = append(damaged, o)
-		case err != nil:
-			return nil, s.refused(err)
+// takeFromMedium takes everything that the medium has.
+func (s *stage) takeFromMedium(ctx context.Context) error {
+	if s.options.Medium == nil {
+		return nil
+	}
+	var carried []image.Object
+	for _, o := range s.need {
+		if s.options.Medium.Has(o.Digest) {
+			carried = append(carried, o)
 		}
 	}
-	return damaged, nil
+	_, err := s.copyHeld(ctx, s.options.Medium, FromMedium, carried)
+	return err
+}
+
+// copyHeld gives the sink what is held, and returns what was not whole any
+// more: memory and sticks can fail too. Where source is not empty, the objects
+// are reported as having come from there.
+func (s *stage) copyHeld(ctx context.Context, held Holder, source Source, objects []image.Object) (damaged []image.Object, err error) {
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(s.options.Workers)
+	for _, o := range objects {
+		group.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			stored, err := held.OpenStored(ctx, o.Digest)
+			if err == nil {
+				err = s.sink.AppendStored(stored.Info, stored)
+				err = errors.Join(err, stored.Close())
+			}
+			switch {
+			case err == nil && source != "":
+				s.have(o.Digest, source)
+			case err == nil:
+			case errors.Is(err, object.ErrDamaged), source != "" && errors.Is(err, unix.EIO):
+				s.log("%v; asking the image server for it", err)
+				mu.Lock()
+				defer mu.Unlock()
+				damaged = append(damaged, o)
+			default:
+				return s.refused(err)
+			}
+			return nil
+		})
+	}
+	err = group.Wait()
+	return damaged, err
 }
 
 func newStage(sink Sink, need []image.Object, o Options) *stage {

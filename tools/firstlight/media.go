@@ -101,6 +101,7 @@ func (m *mediaFlags) register(flags *pflag.FlagSet) {
 func (m *mediaFlags) registerBoot(flags *pflag.FlagSet) {
 	flags.StringVar(&m.options.CommandLine, "append", "", "further `options` for the kernel's command line, such as installer.dryRun")
 	flags.BoolVar(&m.options.Beside, "beside", false, "put the configuration files onto a volume labelled FIRSTLIGHT instead of into the initramfs: for usb a partition of its own, else a file <out>.volume")
+	flags.StringSliceVar(&m.options.Images, "image", nil, "`name` of an image to carry with all its objects, for an installation with no network (iso and usb); may be repeated")
 	flags.StringVar(&m.options.Root, "boot-files", "", "`directory` below which Debian's packages isolinux, syslinux-common and systemd-boot-efi are unpacked (default /, or build/root/<arch> where that is the only one that has them)")
 }
 
@@ -113,6 +114,11 @@ func (c *common) makeMedium(ctx context.Context, m *mediaFlags, write func(conte
 	if options.Out == "" {
 		return &usageError{"--out FILE is needed"}
 	}
+	done, err := c.openSource(ctx, &options)
+	if err != nil {
+		return err
+	}
+	defer done()
 	report, err := write(ctx, options)
 	if err != nil {
 		return err
@@ -149,6 +155,19 @@ func (c *common) mediaOptions(m *mediaFlags) (options media.BootOptions, err err
 		options.CA = ca
 	}
 	return options, nil
+}
+
+// openSource connects to the image server where the medium carries images.
+func (c *common) openSource(ctx context.Context, options *media.BootOptions) (done func(), err error) {
+	if len(options.Images) == 0 {
+		return func() {}, nil
+	}
+	server, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	options.Source = server
+	return func() { _ = server.Close() }, nil // nothing was sent that could be lost
 }
 
 // printMedium says what came out, with the size of each part.

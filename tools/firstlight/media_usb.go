@@ -48,6 +48,11 @@ func (c *common) writeStick(ctx context.Context, m *mediaFlags, device, serial s
 	if err := c.confirmStick(stick, serial); err != nil {
 		return err
 	}
+	done, err := c.openSource(ctx, &options)
+	if err != nil {
+		return err
+	}
+	defer done()
 	last := int64(-1)
 	report, err := media.WriteStick(ctx, options, stick.Path, func(done, total int64) {
 		if percent := done * 100 / total / 10 * 10; percent != last {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/firstlight/firstlight/storage/block"
 )
@@ -23,10 +22,36 @@ type BootOptions struct {
 	// volume labelled FIRSTLIGHT: of a stick, its second partition. All other
 	// media leave it out, and Volume makes one that is carried beside them.
 	Beside bool
+	// Images are carried by the medium with all their objects, for machines with
+	// no network; an ISO image and a stick can do that. They come from Source.
+	Images []string
+	Source ImageSource
+
+	noVolume  bool // nobody puts a volume beside this medium: it comes by the network
+	ownVolume bool // the medium itself has one
 	// Root is where Debian's packages isolinux, syslinux-common and
 	// systemd-boot-efi are installed or unpacked; empty means this machine's
 	// own root.
 	Root string
+}
+
+// How long the installer waits for a volume labelled FIRSTLIGHT: where there
+// certainly is one, until the slowest stick has been found; where somebody may
+// have put one in, not so long.
+const (
+	volumeSurely = "60s"
+	volumeMaybe  = "5s"
+)
+
+// volumePatience is how long it waits; empty for not at all.
+func (o BootOptions) volumePatience() string {
+	switch {
+	case o.Beside || len(o.Images) > 0 || o.Files == "" && o.ownVolume:
+		return volumeSurely
+	case o.Files == "" && !o.noVolume:
+		return volumeMaybe
+	}
+	return ""
 }
 
 // Architectures that media can be made for, in Go's words.
@@ -64,7 +89,8 @@ type bootable struct {
 	arch              string
 	kernel, initramfs []byte
 	commandLine       string
-	beside            []volumeFile // for a volume labelled FIRSTLIGHT
+	beside, carried   []volumeFile // for a volume labelled FIRSTLIGHT: configuration, images
+	scratch           string       // directory of files that are carried; "" for none
 	files             debianRoot
 	mode              os.FileMode       // of the file that is made
 	partitions        []block.Partition // of the stick that was made last
@@ -73,6 +99,7 @@ type bootable struct {
 
 // prepare reads the kernel and makes the initramfs.
 func prepare(ctx context.Context, options BootOptions) (*bootable, error) {
+	volume := options.volumePatience()
 	var beside []volumeFile
 	if options.Beside {
 		var err error
@@ -103,8 +130,35 @@ func prepare(ctx context.Context, options BootOptions) (*bootable, error) {
 		return nil, err
 	}
 	b.report.part("kernel", int64(len(b.kernel)))
-	b.commandLine = strings.TrimSpace(consoles[b.arch] + " " + options.CommandLine)
+	b.commandLine = consoles[b.arch]
+	if volume != "" {
+		b.commandLine += " installer.volumePatience=" + volume
+	}
+	if options.CommandLine != "" {
+		b.commandLine += " " + options.CommandLine
+	}
+	if len(options.Images) == 0 {
+		return b, nil
+	}
+	place := os.TempDir()
+	if options.Out != "" { // where the medium has room, its parts have it too
+		place = filepath.Dir(options.Out)
+	}
+	if b.scratch, err = os.MkdirTemp(place, ".images-*"); err != nil {
+		return nil, err
+	}
+	if b.carried, err = carryImages(ctx, options.Source, options.Images, b.arch, b.scratch); err != nil {
+		b.close()
+		return nil, err
+	}
 	return b, nil
+}
+
+// close gives up what was fetched.
+func (b *bootable) close() {
+	if b.scratch != "" {
+		_ = os.RemoveAll(b.scratch) // nothing of it is in the medium any more
+	}
 }
 
 // finished is the report of a medium that has been written.

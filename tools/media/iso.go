@@ -10,6 +10,8 @@ import (
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
+
+	"github.com/firstlight/firstlight/storage"
 )
 
 // ISO writes an image that boots as a CD and when it is written to a disk as it
@@ -23,8 +25,13 @@ func ISO(ctx context.Context, options BootOptions) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	defer b.close()
+	label := isoLabel
+	if len(b.carried) > 0 {
+		label = storage.MediumLabel
+	}
 	err = replaceFile(options.Out, b.mode, func(f *os.File) error {
-		disc, err := b.writeISO(f, isoLabel)
+		disc, err := b.writeISO(f, label, b.carried...)
 		if err != nil {
 			return err
 		}
@@ -126,6 +133,9 @@ func (b *bootable) writeISO(f *os.File, label string, further ...volumeFile) (di
 		return disc{}, err
 	}
 	b.report.part("boot files and padding", tree.size-b.report.Bytes-bytesOf(further))
+	if len(further) > 0 {
+		b.report.part("images", bytesOf(further))
+	}
 	return made, f.Truncate(tree.size)
 }
 

@@ -138,7 +138,7 @@ func assemble(ctx context.Context, options Options) (parts [][]byte, report Repo
 		if err != nil {
 			return nil, Report{}, err
 		}
-		packed, err := pack(files, built, nil)
+		packed, err := archived(files, built, nil)
 		if err != nil {
 			return nil, Report{}, err
 		}
@@ -152,7 +152,7 @@ func assemble(ctx context.Context, options Options) (parts [][]byte, report Repo
 		return nil, Report{}, err
 	}
 	if len(site) > 0 {
-		packed, err := pack(site, built, map[string]uint64{"tftpdata": 0o700, "etc/ssl/installer": 0o700})
+		packed, err := archived(site, built, map[string]uint64{"tftpdata": 0o700, "etc/ssl/installer": 0o700})
 		if err != nil {
 			return nil, Report{}, err
 		}
@@ -162,8 +162,8 @@ func assemble(ctx context.Context, options Options) (parts [][]byte, report Repo
 	return parts, report, ctx.Err()
 }
 
-// pack encodes, compresses and pads.
-func pack(files archive, built time.Time, private map[string]uint64) ([]byte, error) {
+// archived encodes, compresses and pads.
+func archived(files archive, built time.Time, private map[string]uint64) ([]byte, error) {
 	raw, err := files.encode(built, private)
 	if err != nil {
 		return nil, err

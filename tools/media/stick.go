@@ -52,10 +52,12 @@ func FindStick(sys fs.FS, path string) (storage.Disk, error) {
 // small with an *Error; a disk that is refused is unchanged. written is told how
 // many bytes of how many are on the disk.
 func WriteStick(ctx context.Context, options BootOptions, device string, written func(done, total int64)) (report Report, err error) {
+	options.ownVolume = true
 	b, err := prepare(ctx, options)
 	if err != nil {
 		return Report{}, err
 	}
+	defer b.close()
 	disk, err := block.Open(device)
 	if err != nil {
 		return Report{}, err

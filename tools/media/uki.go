@@ -15,6 +15,10 @@ import (
 // it (uapi-group.org, "Unified Kernel Image"). Mistakes in the options are of
 // type *Error; nothing is written then.
 func UKI(ctx context.Context, options BootOptions) (Report, error) {
+	if len(options.Images) > 0 {
+		return Report{}, &Error{code: codeUsage, text: "a UKI cannot carry images: make an ISO image or a stick"}
+	}
+	options.noVolume = true
 	b, err := prepare(ctx, options)
 	if err != nil {
 		return Report{}, err

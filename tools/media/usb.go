@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
 
@@ -20,10 +21,12 @@ import (
 // BIOS, isolinux on a CD's file system that the table does not name. Mistakes in
 // the options are of type *Error; nothing is written then.
 func USB(ctx context.Context, options BootOptions) (Report, error) {
+	options.ownVolume = true
 	b, err := prepare(ctx, options)
 	if err != nil {
 		return Report{}, err
 	}
+	defer b.close()
 	err = replaceFile(options.Out, b.mode, func(f *os.File) error {
 		_, err := b.writeUSB(f, 0)
 		return err
@@ -54,7 +57,8 @@ func (b *bootable) writeUSB(f *os.File, size int64) (used int64, err error) {
 		return 0, err
 	}
 	start := alignUp(made.size, align)
-	volume := fatSize(b.beside, stickFree)
+	files := append(slices.Clone(b.beside), b.carried...)
+	volume := fatSize(files, stickFree)
 	used = start + volume
 	if least := alignUp(used+gptEnd, align); size == 0 {
 		size = least
@@ -64,7 +68,7 @@ func (b *bootable) writeUSB(f *os.File, size int64) (used int64, err error) {
 	if err := f.Truncate(size); err != nil {
 		return 0, err
 	}
-	if _, err := writeFAT(f, start, volume, storage.MediumLabel, b.beside); err != nil {
+	if _, err := writeFAT(f, start, volume, storage.MediumLabel, files); err != nil {
 		return 0, err
 	}
 	id := sha256.Sum256(b.initramfs) // the same inputs, the same names

@@ -72,7 +72,7 @@ test-full: setup lint test-unit build initramfs roots
 	$(GO) test -tags full -count=1 -timeout 120m -v $(VM_TESTS)
 
 # What reads bytes of strangers, on the network and in images, a minute each.
-FUZZED = ./netconfig/... ./installer/fetch ./imageserver/image ./imageserver/ingest ./imageserver/catalog/... ./imageserver/object/... ./proto/imageserver/bulk
+FUZZED = ./netconfig/... ./storage ./installer/fetch ./installer/config ./installer/trust ./installer/receipt ./installer/shell ./imageserver/image ./imageserver/ingest ./imageserver/catalog/... ./imageserver/object/... ./proto/imageserver/bulk
 fuzz:
 	hack/fuzz -t 1m $(FUZZED)
 

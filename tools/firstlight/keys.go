@@ -26,8 +26,9 @@ func (c *common) keysInit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make what is missing: CA, certificates, a key to sign bundles with, one for recovery keys",
-		Long: `Make what is missing in the site's secrets. Nothing that exists is ever
-replaced.
+		Long: `Make what is missing in the site's secrets. CA and keys that exist are never
+replaced. A certificate that lacks one of the names or addresses given, or that
+ends within a month, is issued again, for the same key.
 
   CA.pem, ca-key.pem     the site's CA: both ends of every connection are checked
                          by it. The certificate goes into boot media; the key is
@@ -135,7 +136,10 @@ func (c *common) printIssued(issued []pki.Issued) error {
 	return c.print(issued, func(w io.Writer) {
 		for _, one := range issued {
 			state := "was there"
-			if one.New {
+			switch {
+			case one.Why != "":
+				state = "issued again: " + one.Why
+			case one.New:
 				state = "made"
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\n", one.Name, state, one.Cert)

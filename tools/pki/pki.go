@@ -13,8 +13,9 @@
 //
 // The role stands in the certificate as a URI, urn:firstlight:role:operator.
 // Keys are ECDSA P-256. Certificates are valid from a day before they were
-// made, because a machine's clock may be behind. Nothing that is there is ever
-// overwritten: running Init again adds what is missing.
+// made, because a machine's clock may be behind. No key that is there is ever
+// overwritten: running Init again adds what is missing, and issues again what
+// lacks an address or is about to end.
 package pki
 
 import (
@@ -108,6 +109,9 @@ type Issued struct {
 	Cert string `json:"cert"` // path
 	Key  string `json:"key"`  // path
 	New  bool   `json:"new"`  // made by this call
+	// Why says what was wrong with the certificate that was there before, empty
+	// where there was none.
+	Why string `json:"why,omitempty"`
 }
 
 // Options say what Init makes.
@@ -118,9 +122,9 @@ type Options struct {
 }
 
 // Init makes what is missing in the secrets directory dir: the CA, the image
-// server's certificate and an admin's certificate. It never replaces anything:
-// a CA without its key is an error, a certificate that lacks one of the
-// addresses is an error that says how to issue another.
+// server's certificate and an admin's certificate. The CA is never replaced, and
+// one without its key is an error. A certificate of that CA that lacks one of the
+// addresses, or ends within a month, is issued again for the same key.
 func Init(dir string, clock Clock, options Options) ([]Issued, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the secrets directory: %w", err)
@@ -151,35 +155,38 @@ func Init(dir string, clock Clock, options Options) ([]Issued, error) {
 }
 
 // initOne issues what is not there, for a server with the addresses also as
-// well, and checks what is there.
+// well. What is there is issued again, for the same key, where an address is new
+// or its end is near; a server keeps the addresses that it was valid for.
 func (a *Authority) initOne(request Request, also []string) (Issued, error) {
 	one := a.files(request.Name)
-	data, err := os.ReadFile(one.Cert)
-	if errors.Is(err, fs.ErrNotExist) {
+	there, err := exists(one.Cert)
+	if err != nil {
+		return one, err
+	}
+	if !there {
 		if request.Server {
 			request.Addresses = slices.Concat(request.Addresses, also)
 		}
 		return a.Issue(request)
 	}
-	if err != nil {
-		return one, err
-	}
 	pair, err := tls.LoadX509KeyPair(one.Cert, one.Key)
 	if err != nil {
 		return one, &Error{code: CodeExists, text: fmt.Sprintf("%s is there and cannot be used; move it away to have a new one made", one.Cert), err: err}
 	}
-	if _, err := parseCertificate(data); err != nil {
-		return one, &Error{code: CodeExists, text: one.Cert, err: err}
+	if request.Server {
+		request.Addresses = append(request.Addresses, addressesOf(pair.Leaf)...)
 	}
-	for _, address := range request.Addresses {
-		if err := pair.Leaf.VerifyHostname(address); err != nil {
-			return one, &Error{code: CodeExists, text: fmt.Sprintf("%s is not valid for %s; move it away (and %s) to have a new one made", one.Cert, address, filepath.Base(one.Key))}
-		}
+	one, one.Why, err = a.renew(request)
+	return one, err
+}
+
+// addressesOf are the names and addresses that a certificate is valid for.
+func addressesOf(leaf *x509.Certificate) []string {
+	all := slices.Clone(leaf.DNSNames)
+	for _, ip := range leaf.IPAddresses {
+		all = append(all, ip.String())
 	}
-	if err := pair.Leaf.CheckSignatureFrom(a.certificate); err != nil {
-		return one, &Error{code: CodeExists, text: fmt.Sprintf("%s is not signed by this site's CA", one.Cert), err: err}
-	}
-	return one, nil
+	return all
 }
 
 // initCA makes the CA unless it is there. It reports whether it was made.

@@ -118,6 +118,47 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// TestAgainWithAnotherAddress: the CA and all keys stay, and what lacks the
+// address, or ends soon, is issued again.
+func TestAgainWithAnotherAddress(t *testing.T) {
+	dir := initSite(t)
+	before := contents(t, dir)
+	issued, err := pki.Init(dir, clock, pki.Options{Addresses: []string{"10.9.9.9", "images.example.com"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range issued {
+		if one.New != (one.Name == "imageserver") || one.New && one.Why != "it was not valid for 10.9.9.9, images.example.com" {
+			t.Errorf("%+v", one)
+		}
+	}
+	after := contents(t, dir)
+	for _, name := range []string{pki.CAFile, pki.CAKeyFile, pki.ImageserverKeyFile, pki.AdminFile, pki.AdminKeyFile} {
+		if file := filepath.Join(dir, name); before[file] != after[file] {
+			t.Errorf("%s has changed", name)
+		}
+	}
+	leaf := load(t, pki.Issued{Cert: filepath.Join(dir, pki.ImageserverFile), Key: filepath.Join(dir, pki.ImageserverKeyFile)})
+	for _, address := range []string{"10.0.2.2", "localhost", "127.0.0.1", "10.9.9.9", "images.example.com"} {
+		if err := leaf.VerifyHostname(address); err != nil {
+			t.Error(err)
+		}
+	}
+	later := func() time.Time { return clock().AddDate(2, 3, 0) }
+	issued, err = pki.Init(dir, later, pki.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range issued {
+		if one.New != (one.Name != "CA") {
+			t.Errorf("two years later: %+v", one)
+		}
+	}
+	if got := auth.RoleOf(load(t, pki.Issued{Cert: filepath.Join(dir, pki.AdminFile), Key: filepath.Join(dir, pki.AdminKeyFile)})); got != auth.Admin {
+		t.Errorf("the admin's certificate has the role %s then", got)
+	}
+}
+
 func contents(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -151,7 +192,10 @@ func TestRefusals(t *testing.T) {
 			_, err := pki.Open(dir, clock)
 			return err
 		}},
-		"address that the certificate lacks": {"TRU-011", func(_ *testing.T, dir string) error {
+		"a certificate that is none": {"TRU-011", func(t *testing.T, dir string) error {
+			if err := os.WriteFile(filepath.Join(dir, pki.ImageserverFile), []byte("hello"), 0o644); err != nil {
+				t.Fatal(err)
+			}
 			_, err := pki.Init(dir, clock, pki.Options{Addresses: []string{"10.9.9.9"}})
 			return err
 		}},

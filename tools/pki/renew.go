@@ -25,10 +25,16 @@ const renewBefore = 30 * 24 * time.Hour
 // wrong with the old one; that stays beside it as NAME.pem.old. Addresses that the
 // old one was valid for and that are not wanted any more are left out.
 func (a *Authority) Renew(name string, addresses []string) (issued Issued, why string, err error) {
-	request := Request{Name: name, Server: true, Addresses: slices.Concat([]string{"localhost", "127.0.0.1", "::1"}, addresses)}
+	return a.renew(Request{Name: name, Server: true, Addresses: slices.Concat([]string{"localhost", "127.0.0.1", "::1"}, addresses)})
+}
+
+// renew is Renew for any request: a client's certificate is issued again before
+// it ends.
+func (a *Authority) renew(request Request) (issued Issued, why string, err error) {
 	if err := checkRequest(request); err != nil {
 		return Issued{}, "", err
 	}
+	name := request.Name
 	files := a.files(name)
 	old, err := os.ReadFile(files.Cert)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -156,6 +156,13 @@ func (s *Site) MakeMedium(ctx context.Context, out string, flags ...string) erro
 		"--kernel", s.Products.KernelDir, "--base", s.Products.Initramfs, "--ca", s.Secret("CA.pem")}, flags...)...)
 }
 
+// MakeBootable makes a medium of a kind that a firmware starts, uki, iso or usb,
+// with further flags of `firstlight media`.
+func (s *Site) MakeBootable(ctx context.Context, kind, out string, flags ...string) error {
+	return s.firstlight(ctx, append([]string{"media", kind, "--out", out, "--modules", "vm",
+		"--kernel", s.Products.KernelDir, "--base", s.Products.Initramfs, "--ca", s.Secret("CA.pem")}, flags...)...)
+}
+
 // Sign signs the configuration in a machine's directory, for a server that is
 // running.
 func (s *Site) Sign(ctx context.Context, server *Server, machine string) error {

@@ -19,6 +19,8 @@ const (
 	ovmfSecureCode = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 	ovmfVars       = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 	ovmfEnrolled   = "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"
+	aavmfCode      = "/usr/share/AAVMF/AAVMF_CODE.fd" // of qemu-efi-aarch64
+	aavmfVars      = "/usr/share/AAVMF/AAVMF_VARS.fd"
 )
 
 // CreateVars makes the memory of a UEFI firmware, Config.Vars, in place of what
@@ -36,6 +38,15 @@ func CreateVars(path string, secureBoot bool) error {
 	return os.WriteFile(path, data, 0o600)
 }
 
+// CreateVarsARM64 makes the memory of a UEFI firmware for Config.ARM64.
+func CreateVarsARM64(path string) error {
+	data, err := os.ReadFile(aavmfVars)
+	if err != nil {
+		return fmt.Errorf("making a firmware's memory: %w", err)
+	}
+	return os.WriteFile(path, data, 0o600)
+}
+
 // firmware is what makes QEMU's machine start by UEFI, and its type.
 func (c Config) firmware() (machine string, args []string) {
 	if c.Vars == "" {
@@ -43,7 +54,9 @@ func (c Config) firmware() (machine string, args []string) {
 	}
 	code := ovmfCode
 	machine = "q35"
-	if c.SecureBoot {
+	if c.ARM64 {
+		code, machine = aavmfCode, "virt"
+	} else if c.SecureBoot {
 		code, machine = ovmfSecureCode, "q35,smm=on"
 		// Only code in system management mode may write to the variables.
 		args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")

@@ -19,8 +19,12 @@ import (
 	"github.com/firstlight/firstlight/hack/child"
 )
 
-// Program is the emulator that is started.
-const Program = "qemu-system-x86_64"
+// Program is the emulator that is started, ProgramARM64 the one for that
+// architecture.
+const (
+	Program      = "qemu-system-x86_64"
+	ProgramARM64 = "qemu-system-aarch64"
+)
 
 // Config says what machine to start. The zero value of a field is the default
 // that its comment names.
@@ -32,6 +36,9 @@ type Config struct {
 	// Log is the file that QEMU copies the console to, with every control
 	// character; it is overwritten. It is console.log in Dir by default.
 	Log string
+	// ARM64 makes it a machine of that architecture, which has UEFI (Vars) and no
+	// other firmware, and is always translated.
+	ARM64 bool
 	// Accel is what NewProbe(…).Accel answered; "" is AccelTCG.
 	Accel Accel
 	// MemoryMiB is 2048 by default, CPUs 2.
@@ -68,6 +75,9 @@ type Config struct {
 	// Keep lets the machine live on when its starter ends without having
 	// called Stop or Kill.
 	Keep bool
+	// Namespace is the network namespace (ip-netns(8)) that QEMU runs in; empty
+	// is this process's own. A tap device of the namespace is given in Args.
+	Namespace string
 	// Args are further arguments for QEMU.
 	Args []string
 }
@@ -119,14 +129,17 @@ func (c Config) arguments() ([]string, error) {
 		c.Net.MAC = "52:54:00:12:34:56"
 	}
 	machine, firmware := c.firmware()
-	if !c.Display {
+	cpu := c.Accel.CPU()
+	if c.ARM64 {
+		c.Accel, cpu = AccelTCG, "cortex-a57"
+	} else if !c.Display {
 		// SeaBIOS then shows its screen, and with it iPXE and GRUB, on the
 		// serial console.
 		machine += ",graphics=off"
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config",
-		"-machine", machine, "-accel", string(c.Accel), "-cpu", c.Accel.CPU(),
+		"-machine", machine, "-accel", string(c.Accel), "-cpu", cpu,
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMiB),
 		"-device", "virtio-rng-pci",
 		"-chardev", "socket,id=console,path=" + escape(c.path("console.sock")) + ",server=on,wait=on,logfile=" + escape(c.Log) + ",logappend=off",
@@ -235,7 +248,15 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 			return nil, errors.Join(err, stderr.Close())
 		}
 	}
-	cmd := exec.Command(Program, args...)
+	program := Program
+	if c.ARM64 {
+		program = ProgramARM64
+	}
+	if c.Namespace != "" {
+		args = append([]string{"netns", "exec", c.Namespace, program}, args...)
+		program = "ip"
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = stderr, stderr
 	proc, err := child.Start(cmd, c.Keep)
 	if err != nil {

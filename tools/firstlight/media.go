@@ -45,7 +45,7 @@ func (c *common) mediaUKI() *cobra.Command {
 		Short: "One EFI program with kernel, command line and initramfs: for PXE and HTTP boot by UEFI",
 		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.makeMedium(cmd.Context(), &m, media.UKI)
+			return c.makeMedium(cmd.Context(), &m, c.withVolume(media.UKI))
 		},
 	}
 	m.register(cmd.Flags())
@@ -60,12 +60,29 @@ func (c *common) mediaISO() *cobra.Command {
 		Short: "An image for CDs, a BMC's virtual media and USB sticks, by BIOS and UEFI",
 		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.makeMedium(cmd.Context(), &m, media.ISO)
+			return c.makeMedium(cmd.Context(), &m, c.withVolume(media.ISO))
 		},
 	}
 	m.register(cmd.Flags())
 	m.registerBoot(cmd.Flags())
 	return cmd
+}
+
+// withVolume makes a volume beside the medium, where the configuration shall not
+// lie inside.
+func (c *common) withVolume(write func(context.Context, media.BootOptions) (media.Report, error)) func(context.Context, media.BootOptions) (media.Report, error) {
+	return func(ctx context.Context, options media.BootOptions) (media.Report, error) {
+		report, err := write(ctx, options)
+		if err != nil || !options.Beside {
+			return report, err
+		}
+		volume := options.Out + ".volume"
+		if _, err := media.Volume(ctx, options.Files, volume); err != nil {
+			return report, err
+		}
+		c.note("the configuration is on %s: write it to a stick, or insert it beside the medium", volume)
+		return report, nil
+	}
 }
 
 // mediaFlags are the flags of all media.

@@ -16,9 +16,22 @@ import (
 )
 
 // TestImagesExportBoots: an image that is exported as a disk, by our own installer in
-// a virtual machine, boots without any network and reaches its login prompt; as a
-// qcow2 it holds the same.
+// a virtual machine, boots without any network and reaches its login prompt: a raw one
+// by BIOS, a qcow2 by UEFI.
 func TestImagesExportBoots(t *testing.T) {
+	t.Run("raw", func(t *testing.T) { exportBoots(t, site, "raw", "bios") })
+	t.Run("qcow2", func(t *testing.T) {
+		products := site.Products
+		products.Root = storageRoot
+		uefi, err := lab.OpenSite(t.Context(), products, t.TempDir(), t.Logf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exportBoots(t, uefi, "qcow2", "uefi")
+	})
+}
+
+func exportBoots(t *testing.T, site *lab.Site, format, firmware string) {
 	store := filepath.Join(t.TempDir(), "store")
 	if err := site.CopyStore(store); err != nil {
 		t.Fatal(err)
@@ -32,11 +45,11 @@ func TestImagesExportBoots(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(config, "config.json"), []byte(`{"Machine": {"Hostname": "`+lab.Hostname+`"}, "Install": {"KernelOptions": "console=ttyS0"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	disk := filepath.Join(t.TempDir(), "disk.raw")
+	disk := filepath.Join(t.TempDir(), "disk")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	accel, _ := probe.Accel(ctx)
-	cmd := exec.CommandContext(ctx, site.Products.Firstlight, "image", "export", site.Image, "--format", "raw", "--file", disk,
+	cmd := exec.CommandContext(ctx, site.Products.Firstlight, "image", "export", site.Image, "--format", format, "--firmware", firmware, "--file", disk,
 		"--imageserver", server.Address(), "--site", site.Dir, "--config", config, "--size", "4GiB", "--accel", string(accel),
 		"--base", site.Products.Initramfs, "--kernel", site.Products.KernelDir)
 	out, err := cmd.CombinedOutput()
@@ -55,7 +68,14 @@ func TestImagesExportBoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	m, err := qemu.Start(ctx, qemu.Config{Dir: dir, Accel: accel, Disks: []qemu.Disk{{Path: disk, Serial: "elsewhere"}}, Net: qemu.Net{Absent: true}, Lines: lines.add})
+	machine := qemu.Config{Dir: dir, Accel: accel, Disks: []qemu.Disk{{Path: disk, Format: format, Serial: "elsewhere"}}, Net: qemu.Net{Absent: true}, Lines: lines.add}
+	if firmware == "uefi" {
+		machine.Vars = filepath.Join(t.TempDir(), "vars")
+		if err := qemu.CreateVars(machine.Vars, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := qemu.Start(ctx, machine)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,6 +84,10 @@ func TestImagesExportBoots(t *testing.T) {
 		if _, err := m.WaitFor(ctx, regexp.MustCompile(want)); err != nil {
 			t.Fatalf("%s: %v; the console's last lines:\n%s", want, err, m.Tail(40))
 		}
+	}
+	// Whichever of the two came first.
+	if lines.index(lab.Hostname+" login: ") >= 0 {
+		return
 	}
 	if _, err := m.WaitFor(ctx, regexp.MustCompile(`(?m)^`+lab.Hostname+` login: `)); err != nil {
 		t.Fatalf("no login prompt: %v; the console's last lines:\n%s", err, m.Tail(40))

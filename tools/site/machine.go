@@ -45,6 +45,9 @@ type BMC struct {
 	// CA is a PEM file, in the site's directory, with the certificate that the
 	// BMC's is checked by. Without it the system's authorities count.
 	CA string `yaml:"ca,omitempty" json:"ca,omitempty"`
+	// Fingerprint is that of the BMC's certificate, "SHA256:" and hexadecimal
+	// digits; with it nothing else about the certificate counts.
+	Fingerprint string `yaml:"fingerprint,omitempty" json:"fingerprint,omitempty"`
 }
 
 // The names of files in a machine's directory that are not the installer's.

@@ -121,6 +121,9 @@ func tellServiceManager(socket string) error {
 	return errors.Join(err, conn.Close())
 }
 
+// isoName is the site's ISO image, for virtual media.
+const isoName = "firstlight.iso"
+
 // siteMedia makes what the site's machines boot.
 type siteMedia struct {
 	*common
@@ -174,6 +177,10 @@ func (m *siteMedia) make(ctx context.Context, directory string, at serve.Address
 		options.CommandLine = strings.TrimSpace(fmt.Sprintf("siteserver=https://%s %s", net.JoinHostPort(at.Host.String(), fmt.Sprint(at.HTTP)), settings.KernelOptions))
 		if _, err := media.UKI(ctx, options); err != nil {
 			lacking = append(lacking, siteserver.Notice{Text: fmt.Sprintf("machines with UEFI (%s) boot over the network only by iPXE: %v", arch, err), Do: "install Debian's package systemd-boot-efi here and start firstlight serve again"})
+		}
+		options.Out = filepath.Join(below, isoName)
+		if _, err := media.ISO(ctx, options); err != nil {
+			lacking = append(lacking, siteserver.Notice{Text: fmt.Sprintf("there is no ISO image for virtual media (%s): %v", arch, err), Do: "install Debian's packages isolinux, syslinux-common and systemd-boot-efi here and start firstlight serve again"})
 		}
 	}
 	if made == 0 {

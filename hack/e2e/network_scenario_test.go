@@ -338,7 +338,8 @@ func scenarios() map[string]scenario {
 		},
 		"three rogue DHCP servers answer first": {change: rogues, says: []string{`\] plan: plan `}, limit: 8 * time.Minute},
 		"three rogue DHCP servers and a trust key": {change: rogueFiles, limit: 8 * time.Minute, says: []string{
-			`offers is of no use: .*TRU-030`, `offers is of no use: .*TRU-031`, `is signed by`, `\] plan: plan `,
+			`192\.168\.60\.1 offers is of no use: bundle\.json is missing`, `192\.168\.61\.1 offers is of no use: the signature`,
+			`the bundle of machine, sequence 1, is signed by`, `\] plan: plan `,
 		}},
 		"IPv6 only": {v6: true, options: "installer.tftpServerHostname=[" + sceneRouter6.Addr().String() + "]"},
 		"tagged, with a fixed address": {

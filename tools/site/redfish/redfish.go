@@ -32,8 +32,8 @@ import (
 // The codes of this package; docs/errors.md explains each.
 const (
 	CodeUnreachable = "SRV-072" // the BMC does not answer
-	CodeUnknown     = "TRU-040" // its certificate is not trusted
-	CodeLogin       = "TRU-041" // it does not accept the user
+	CodeUnknown     = "TRU-050" // its certificate is not trusted
+	CodeLogin       = "TRU-051" // it does not accept the user
 	CodeUnable      = "SRV-073" // it cannot do what is needed
 	CodeRefused     = "SRV-074" // it refuses a step
 	CodeLate        = "SRV-075" // it has said yes, and it does not happen

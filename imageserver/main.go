@@ -26,6 +26,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/server"
 	"github.com/firstlight/firstlight/imageserver/upstream"
 	"github.com/firstlight/firstlight/proto/auth"
+	"github.com/firstlight/firstlight/proto/notify"
 )
 
 func main() {
@@ -142,6 +143,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return &startError{"SRV-002", "listening on " + options.Listen, err}
 	}
 	announce(log, options, listener.Addr())
+	if err := notify.Ready(getenv("NOTIFY_SOCKET")); err != nil {
+		log.Warn(err.Error()) // whoever waits for it will say so
+	}
 	var background sync.WaitGroup
 	until, stop := context.WithCancel(ctx)
 	background.Go(func() { count(until, metrics, stored, log) })

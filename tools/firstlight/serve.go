@@ -23,6 +23,7 @@ import (
 	"github.com/firstlight/firstlight/imageserver/scrub"
 	"github.com/firstlight/firstlight/imageserver/server"
 	"github.com/firstlight/firstlight/proto/auth"
+	"github.com/firstlight/firstlight/proto/notify"
 	"github.com/firstlight/firstlight/tools/media"
 	"github.com/firstlight/firstlight/tools/pki"
 	"github.com/firstlight/firstlight/tools/site"
@@ -82,8 +83,8 @@ site.yaml, and full does not start where another server answers.`,
 			options.MakeMedia = m.make
 			options.Ready = func(address net.Addr) {
 				c.note("serving %s: the page is http://%s/", options.Site.Dir(), address)
-				if err := tellServiceManager(c.getenv("NOTIFY_SOCKET")); err != nil {
-					c.note("telling the service manager: %v", err)
+				if err := notify.Ready(c.getenv("NOTIFY_SOCKET")); err != nil {
+					c.note("%v", err)
 				}
 			}
 			err = serve.Run(cmd.Context(), options)
@@ -103,22 +104,6 @@ site.yaml, and full does not start where another server answers.`,
 	flags.StringVar(&base, "base", "", "`file` that make initramfs built (default as media initramfs)")
 	flags.StringVar(&kernel, "kernel", "", "`directory` with the installer's kernel (default as media initramfs)")
 	return cmd
-}
-
-// tellServiceManager says that the program is ready (sd_notify(3)).
-func tellServiceManager(socket string) error {
-	if socket == "" {
-		return nil
-	}
-	if socket[0] == '@' { // an abstract address
-		socket = "\x00" + socket[1:]
-	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
-	if err != nil {
-		return err
-	}
-	_, err = conn.Write([]byte("READY=1\n"))
-	return errors.Join(err, conn.Close())
 }
 
 // isoName is the site's ISO image, for virtual media.

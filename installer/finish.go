@@ -35,6 +35,11 @@ func (i *installation) finish(ctx context.Context) error {
 	if err := i.leaveReceipt(ctx); err != nil {
 		return err
 	}
+	if !i.opt.skipStorage {
+		if err := i.forgetLastWords(); err != nil {
+			return err
+		}
+	}
 	if i.opt.skipStorage {
 		i.model.Log(progress.Finish, "-skipStorage: not handing over")
 		return i.notifyCompletion(ctx)
@@ -68,6 +73,7 @@ func (i *installation) finish(ctx context.Context) error {
 	}
 	i.model.Logf(progress.Finish, "handing over to %s by %s", i.image.Name, i.by)
 	i.model.Done(progress.Finish) // for those who are told: this does not return
+	i.forwarded()
 	return i.startNewSystem()
 }
 
@@ -130,6 +136,9 @@ func (i *installation) logFiles() ([]target.File, error) {
 		if data, ok := i.files[name]; ok {
 			files = append(files, logFile(name, data))
 		}
+	}
+	if text := i.earlier.String(); text != "" {
+		files = append(files, logFile("earlier.log", []byte(text)))
 	}
 	if i.lease != nil {
 		lease, err := json.MarshalIndent(i.lease, "", "  ")

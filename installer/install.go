@@ -16,6 +16,7 @@ import (
 	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/inventory"
+	"github.com/firstlight/firstlight/installer/lastwords"
 	"github.com/firstlight/firstlight/installer/plan"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/receipt"
@@ -71,6 +72,11 @@ type installation struct {
 	by        string   // plan.Kexec or plan.Reboot: how the new system is started
 
 	switches neighbours // that were heard
+
+	recorder      *lastwords.Recorder // of the log's end, for after a crash
+	earlier       earlier             // what earlier starts left
+	stopLastWords func()              // ends the keeping of it on the new disks
+	forwarded     func()              // ends the forwarding of the log
 	// started is what the clock said at the start, and begun the same moment by
 	// the monotonic clock, which nobody sets.
 	started, begun time.Time
@@ -89,6 +95,7 @@ func newInstallation(opt options, model *progress.Model, runDir string) *install
 		started: env.now(), begun: time.Now(),
 		meter:    &meter{proc: env.proc, sys: env.sys},
 		steering: newSteering(model), closePage: func() {},
+		recorder: lastwords.New(nil), stopLastWords: func() {}, forwarded: func() {},
 	}
 }
 
@@ -158,9 +165,13 @@ func (i *installation) buildAndUnpack(ctx context.Context) error {
 	unpacking, stopUnpacking := context.WithCancel(ctx)
 	defer stopUnpacking()
 	unpacked := make(chan struct{})
+	if !i.opt.skipStorage {
+		i.stopLastWords = i.keepLastWords(context.WithoutCancel(ctx), ready)
+	}
 	mounts := &targetMounts{leave: func() error {
 		stopUnpacking()
 		<-unpacked
+		i.stopLastWords()
 		return i.closeRoot()
 	}}
 	both.Go(func() error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 
+	"github.com/firstlight/firstlight/installer/lastwords"
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/stage"
 	"github.com/firstlight/firstlight/storage/keys"
@@ -23,6 +24,9 @@ func (i *installation) oldSystem(ctx context.Context) (trees []stage.Tree, leave
 		Warn:   func(text string) { i.model.Warn(progress.Stage, text) },
 	})
 	for _, t := range attached.Trees() {
+		if text := lastwords.FromDisk(t.FS); text != nil {
+			i.tellEarlier("on "+t.Name, text)
+		}
 		trees = append(trees, stage.Tree{Name: t.Name, Source: stage.FromOldOS, FS: t.FS})
 	}
 	return trees, func() {

@@ -26,6 +26,7 @@ type options struct {
 	kexecPatience        time.Duration
 	imageServerPort      uint
 	logDebugLevel        int
+	logServer            string
 	mountPoint           string
 	networkConfigurator  string
 	port                 uint
@@ -64,6 +65,7 @@ func flagSet(opt *options) *flag.FlagSet {
 	fs.DurationVar(&opt.imageServerPatience, "imageServerPatience", 10*time.Minute, "how long the image server may be away in the middle of a download")
 	fs.UintVar(&opt.imageServerPort, "imageServerPortNum", 6971, "`port` of the image server where none is named")
 	fs.IntVar(&opt.logDebugLevel, "logDebugLevel", -1, "show debug log lines up to `level`: 0 for what was found and chosen, -1 for none")
+	fs.StringVar(&opt.logServer, "logServer", "", "`URL` that the log is sent to while it is written: syslog://HOST, syslog+tcp://HOST, syslog+tls://HOST, or http(s)://HOST:19532 of a systemd-journal-remote")
 	fs.StringVar(&opt.mountPoint, "mountPoint", "/mnt", "`directory` where the new root is mounted")
 	fs.StringVar(&opt.networkConfigurator, "networkConfigurator", "", "`programme` that configures the new system's network: <config dir> <root> <interface> <tmpRoot>")
 	fs.UintVar(&opt.port, "portNum", 6978, "`port` of the status page")

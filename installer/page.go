@@ -128,6 +128,7 @@ func (i *installation) openPage(ctx context.Context, cancelAll context.CancelCau
 			Plan:            i.published.get(&i.published.plan),
 			PlanText:        i.published.planText,
 			Inventory:       i.inventoryNow,
+			Earlier:         i.earlier.String,
 			NICs:            i.currentNICs,
 			Leases:          i.published.leaseText,
 			Memory:          i.meter.memory,

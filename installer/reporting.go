@@ -68,6 +68,8 @@ type reporter struct {
 	*installation
 	site      *report.Site
 	inventory []byte // as posted
+	logged    int64  // bytes of the log that were posted
+	logAt     time.Time
 	warned    bool
 }
 
@@ -89,6 +91,7 @@ func (r *reporter) follow(stop <-chan struct{}) {
 			if r.tell(context.Background(), waiting) {
 				waiting = nil
 			}
+			r.tellLog(context.Background())
 		case <-stop:
 			ctx, cancel := context.WithTimeout(context.Background(), lastReports)
 			defer cancel()
@@ -118,6 +121,26 @@ func (r *reporter) tell(ctx context.Context, events []progress.Event) bool {
 		}
 	}
 	return r.post(ctx, report.Events, lines.Bytes()) && r.postState(ctx)
+}
+
+// logInterval is how old the server's copy of the log may be.
+const logInterval = 10 * time.Second
+
+// tellLog posts the log where it has grown, so that what a machine said is known
+// even if it says nothing more.
+func (r *reporter) tellLog(ctx context.Context) {
+	if r.journal == nil || time.Since(r.logAt) < logInterval {
+		return
+	}
+	info, err := os.Stat(r.journal.log.Name())
+	if err != nil || info.Size() == r.logged {
+		return
+	}
+	log, err := os.ReadFile(r.journal.log.Name())
+	if err == nil && r.post(ctx, report.Log, log) {
+		r.logged = int64(len(log))
+	}
+	r.logAt = time.Now()
 }
 
 // tellTheEnd posts the state and the log as they are when nothing follows.

@@ -44,6 +44,12 @@ func superviseInstallation(ctx context.Context, opt options, stdout io.Writer) e
 	defer cancel(nil)
 	i := newInstallation(opt, model, runDir)
 	i.journal = journal
+	i.rememberLog()
+	i.readEarlier()
+	if err := i.forwardLog(); err != nil {
+		return err
+	}
+	defer func() { i.forwarded() }()
 	defer watchSignals(i.steering, cancel)()
 	if i.closePage, err = i.openPage(ctx, cancel); err != nil {
 		model.Warn(progress.Clock, fmt.Sprintf("no status page: %v", err))

@@ -29,6 +29,9 @@ type Options struct {
 	Plan, Inventory func() []byte
 	// PlanText is the plan for people, empty while there is none.
 	PlanText func() string
+	// Earlier is what earlier starts of the machine left of their log, empty where
+	// they ended well.
+	Earlier func() string
 	// NICs are the network interfaces as they are now.
 	NICs func() []netconfig.NIC
 	// Leases are the addresses of the installer itself, by the name of the
@@ -71,6 +74,7 @@ func Handler(o Options) http.Handler {
 		"/api/v1/inventory": document("inventory", "it is made after the configuration has been read", o.Inventory),
 		"/api/v1/events":    http.HandlerFunc(h.serveEvents),
 		"/log":              http.HandlerFunc(h.serveLog),
+		"/log/earlier":      http.HandlerFunc(h.serveEarlier),
 		"/metrics":          metrics,
 		"/healthz":          http.HandlerFunc(serveHealth),
 	}
@@ -122,6 +126,9 @@ func (h *handler) servePage(w http.ResponseWriter, r *http.Request) {
 	}
 	if h.MemoryPeak != nil {
 		now.memoryPeak = h.MemoryPeak()
+	}
+	if h.Earlier != nil {
+		now.earlier = h.Earlier()
 	}
 	if h.PlanText != nil {
 		now.planText = h.PlanText()
@@ -213,6 +220,19 @@ func (h *handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	pump(w, r, follow, send, ": still here\n\n")
+}
+
+func (h *handler) serveEarlier(w http.ResponseWriter, _ *http.Request) {
+	text := ""
+	if h.Earlier != nil {
+		text = h.Earlier()
+	}
+	if text == "" {
+		http.Error(w, "no earlier start was cut short, as far as is known", http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	io.WriteString(w, text)
 }
 
 func (h *handler) serveLog(w http.ResponseWriter, r *http.Request) {

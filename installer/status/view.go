@@ -40,7 +40,7 @@ type seen struct {
 	nics                                []netconfig.NIC
 	leases                              map[string]string
 	machine                             *inventory.Document // nil while there is none
-	planText                            string
+	planText, earlier                   string
 	memoryUsed, memoryTotal, memoryPeak uint64
 }
 
@@ -65,6 +65,7 @@ type view struct {
 	MemoryTotal      uint64
 	MemoryPeak       uint64
 	PlanText         string
+	Earlier          string // the end of it
 	Machine          *inventory.Document
 	Query            string
 	Log              []string
@@ -90,6 +91,10 @@ func newView(s seen, l limits) view {
 		ShellTo:          shellTo(s.Facts), Graph: newGraph(s.History),
 		MemoryUsed: s.memoryUsed, MemoryTotal: s.memoryTotal, MemoryPeak: s.memoryPeak,
 		PlanText: clip(s.planText, l.planAt), Machine: s.machine, Query: s.query, Log: tail(s.log, s.query, l),
+	}
+	v.Earlier = s.earlier
+	if n := len(s.earlier) - l.planAt; n > 0 {
+		v.Earlier = "… " + strings.ToValidUTF8(s.earlier[n:], "")
 	}
 	v.Title = v.Headline
 	if s.Facts.Machine != "" {

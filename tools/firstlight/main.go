@@ -24,6 +24,7 @@ import (
 	"github.com/firstlight/firstlight/tools/pki"
 	"github.com/firstlight/firstlight/tools/shell"
 	"github.com/firstlight/firstlight/tools/site"
+	"github.com/firstlight/firstlight/tools/site/redfish"
 	"github.com/firstlight/firstlight/tools/site/rules"
 )
 
@@ -68,7 +69,7 @@ func newRoot(c *common) *cobra.Command {
 	flags.StringVar(&c.output, "output", "table", "`format` of results: table or json")
 	flags.BoolVar(&c.json, "json", false, "short for --output json")
 	flags.BoolVar(&c.quiet, "quiet", false, "no progress")
-	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.installerShellCommand(), c.planCommand(), c.serveCommand(), c.versionCommand())
+	root.AddCommand(c.configCommand(), c.imageCommand(), c.keysCommand(), c.mediaCommand(), c.installerShellCommand(), c.planCommand(), c.serveCommand(), c.versionCommand(), c.manCommand())
 	root.AddCommand(c.machineCommand(), c.rulesCommand())
 	return root
 }
@@ -190,8 +191,10 @@ func exitCodeOf(code string) int {
 	switch code {
 	case client.CodeNoImage, client.CodeNoObject, shell.CodeUnknown:
 		return exitNotFound
-	case client.CodeUnreachable, client.CodeLost, shell.CodeUnreachable, shell.CodeLost:
+	case client.CodeUnreachable, client.CodeLost, shell.CodeUnreachable, shell.CodeLost, redfish.CodeUnreachable:
 		return exitUnreachable
+	case redfish.CodeLate:
+		return exitTimeout
 	case client.CodeDamaged, client.CodeWrongAnswer:
 		return exitDamaged
 	case client.CodeBadName, pki.CodeRequest, shell.CodeBadFingerprint:

@@ -82,6 +82,8 @@ type Options struct {
 	// its own asks for a lease.
 	Booting   func(who site.Identity, firmware string)
 	NewSystem func(who site.Identity, how string)
+	// Ready is called when the ports are open; it may be nil.
+	Ready func()
 	// Rivals says how many other DHCP servers have answered.
 	Rivals func() int
 	Log    *slog.Logger

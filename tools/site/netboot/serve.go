@@ -45,6 +45,9 @@ func (s *Server) Serve(ctx context.Context) error {
 		}
 		servers = append(servers, one)
 	}
+	if s.Ready != nil {
+		s.Ready()
+	}
 	for _, one := range servers {
 		go func() { failed <- one.Serve() }()
 	}
@@ -77,7 +80,7 @@ func (s *Server) handler(port int) server4.Handler {
 			s.Log.Warn("an answer could not be sent", "to", to, "error", err)
 			return
 		}
-		s.Log.Debug("answered", "kind", answer.MessageType(), "mac", m.ClientHWAddr, "to", to, "file", answer.BootFileNameOption())
+		s.Log.Debug("answered", "kind", answer.MessageType(), "mac", m.ClientHWAddr.String(), "to", to, "file", answer.BootFileNameOption())
 	}
 }
 

@@ -33,6 +33,8 @@ type TFTP struct {
 	Config func(who site.Identity, file string, from, at netip.Addr) ([]byte, error)
 	// Menu is what pxelinux shall do with a machine.
 	Menu func(who site.Identity, from, at netip.Addr) ([]byte, error)
+	// Ready is called when the port is open; it may be nil.
+	Ready func()
 	// GoneOn is told of a machine that fetches its loader; it may be nil.
 	GoneOn func(mac netconfig.MAC)
 	Log    *slog.Logger
@@ -50,6 +52,9 @@ func (t *TFTP) Serve(ctx context.Context) error {
 			return fail(CodePort, "UDP port %d (TFTP) is taken by %s", tftpPort, owner)
 		}
 		return &Error{CodePort, "UDP port 69 (TFTP)", err}
+	}
+	if t.Ready != nil {
+		t.Ready()
 	}
 	server := tftp.NewServer(t.read, nil)
 	server.SetTimeout(2 * time.Second)

@@ -357,7 +357,7 @@ func (r *running) serveTFTP(ctx context.Context) error {
 			return r.http.PXELinux(who, from, r.reachedAt(at), r.port)
 		},
 	}
-	r.notice("TFTP", server.Notice{})
+	t.Ready = func() { r.notice("TFTP", server.Notice{}) }
 	return t.Serve(ctx)
 }
 
@@ -405,6 +405,14 @@ func (r *running) serveDHCP(ctx context.Context) error {
 				_ = r.Site.Answered(m.Name, how) // it was installed a moment ago
 			}
 		},
+		Ready: func() {
+			r.Log.Info("DHCP", "mode", mode, "interface", network.Interface, "address", own, "note", note)
+			text := server.Notice{}
+			if note != "" && len(rivals) == 0 {
+				text = server.Notice{Text: "DHCP: " + note}
+			}
+			r.notice("DHCP", text)
+		},
 		Rivals: func() int { r.mu.Lock(); defer r.mu.Unlock(); return r.rivals },
 	})
 	if err != nil {
@@ -413,12 +421,6 @@ func (r *running) serveDHCP(ctx context.Context) error {
 	r.mu.Lock()
 	r.dhcp, r.host, r.rivals = dhcp, own, len(rivals)
 	r.mu.Unlock()
-	r.Log.Info("DHCP", "mode", mode, "interface", network.Interface, "address", own, "note", note)
-	text := server.Notice{}
-	if note != "" && len(rivals) == 0 {
-		text = server.Notice{Text: "DHCP: " + note}
-	}
-	r.notice("DHCP", text)
 	limited, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go r.endWhenMoved(limited, cancel, network, len(rivals) == 0 && mode == netboot.Proxy)

@@ -13,12 +13,16 @@ VM_TIMEOUT ?= 55m
 
 export CGO_ENABLED = 0
 
-.PHONY: fuzz all build initramfs rootfs roots setup demo demo-storage test test-full test-unit test-vm lint generate bench clean
+.PHONY: setup-full fuzz all build initramfs rootfs roots setup demo demo-storage test test-full test-unit test-vm lint generate bench clean
 
 all: build initramfs
 
 setup:
 	@hack/setup $(ARCH)
+
+# With what the long series needs besides.
+setup-full:
+	@FULL=1 hack/setup $(ARCH)
 
 # Static programs, the same bytes wherever they are built.
 build:
@@ -66,7 +70,8 @@ test-vm: setup build initramfs roots
 	$(GO) test -count=1 -timeout $(VM_TIMEOUT) -v $(VM_TESTS)
 
 # The long series too.
-test-full: setup lint test-unit build initramfs roots
+test-full: setup-full lint test-unit build initramfs roots
+	$(GO) test -tags full -count=1 -run 'Browser|Promtool' ./installer/status
 	$(GO) test -tags full -count=1 -timeout 30m -run 'Often$$|Endless' ./imageserver/...
 	$(MAKE) --no-print-directory fuzz
 	$(GO) test -tags full -count=1 -timeout 120m -v $(VM_TESTS)

@@ -13,7 +13,7 @@ VM_TIMEOUT ?= 55m
 
 export CGO_ENABLED = 0
 
-.PHONY: setup-full fuzz all build initramfs rootfs roots setup demo demo-storage test test-full test-unit test-vm lint generate bench clean
+.PHONY: setup-full packages fuzz all build initramfs rootfs roots setup demo demo-storage test test-full test-unit test-vm lint generate bench clean
 
 all: build initramfs
 
@@ -34,6 +34,11 @@ build:
 INITRAMFS_ROOT ?= $(if $(filter $(shell dpkg --print-architecture),$(ARCH)),/,build/root/$(ARCH))
 initramfs: setup
 	$(GO) run ./hack/initramfs -arch $(ARCH) -root $(INITRAMFS_ROOT) -out build/initramfs-$(ARCH).cpio.zst
+
+# A .deb and an .rpm in build/packages.
+VERSION ?= 0.1.0
+packages: build initramfs
+	$(GO) run ./hack/packages -version $(VERSION) -arch $(ARCH) -programs $(BIN) -date $$(git log -1 --format=%ct)
 
 rootfs: setup
 	@hack/demo/rootfs

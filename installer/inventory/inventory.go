@@ -56,6 +56,10 @@ type Document struct {
 	NICs     []netconfig.NIC `json:"nics"` // sorted by name
 	// UnusableNICs are network devices without an interface.
 	UnusableNICs []netconfig.UnusableNIC `json:"unusableNICs,omitempty"`
+	// Modules are the kernel modules that were loaded, by name: those that the
+	// machine's devices asked for among them. A boot medium for this machine
+	// needs no others.
+	Modules []string `json:"modules,omitempty"`
 	// Warnings are what could not be found out.
 	Warnings []string `json:"warnings,omitempty"`
 }

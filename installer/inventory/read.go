@@ -36,8 +36,23 @@ func Read(sys fs.FS) (Document, error) {
 	d.Consoles = strings.Fields(r.text("class/tty/console/active"))
 	d.Disks = r.disks()
 	d.NICs = r.nics()
+	d.Modules = r.modules()
 	d.Warnings = r.warnings
 	return d, nil
+}
+
+// modules are those that can be loaded and are: what is built into the kernel has
+// no initstate (Documentation/ABI/stable/sysfs-module).
+func (r *reader) modules() []string {
+	found, err := fs.Glob(r.sys, "module/*/initstate")
+	if err != nil {
+		return nil // only a malformed pattern fails
+	}
+	var names []string
+	for _, name := range found {
+		names = append(names, path.Base(path.Dir(name)))
+	}
+	return names
 }
 
 type reader struct {

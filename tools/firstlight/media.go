@@ -104,6 +104,8 @@ func (m *mediaFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.Arch, "arch", runtime.GOARCH, "`architecture`: "+strings.Join(media.Architectures(), " or "))
 	flags.StringVar(&o.KernelDir, "kernel", "", "`directory` with vmlinuz and lib/modules (default build/kernel/<arch>)")
 	flags.StringVar(&m.modules, "modules", string(media.SetCommon), "`set` of kernel modules: "+strings.Join(sets, ", "))
+	flags.StringVar(&o.For, "for", "", "`file` with a machine's inventory: the modules that this machine loaded, instead of a set")
+	flags.StringVar(&o.Firmware, "firmware", "", "`directory` with firmware, such as /lib/firmware: files that the modules name go in")
 	flags.StringVar(&o.Files, "files", "", "`directory` of configuration files; the installer then asks no server for them")
 	flags.StringVar(&m.machine, "machine", "", "`name` of a machine of the site: its configuration files go in, as with --files")
 	flags.BoolVar(&m.noCA, "no-ca", false, "leave the site's CA out: the installer then speaks plain text")
@@ -195,7 +197,10 @@ func (c *common) printMedium(out string, report media.Report) error {
 			fmt.Fprintf(w, "part\t%s\t%s\n", part.Name, size(uint64(part.Bytes)))
 		}
 		if report.Kernel != "" {
-			fmt.Fprintf(w, "kernel\t%s\t%s, %d modules\n", report.Kernel, report.Release, report.Modules)
+			fmt.Fprintf(w, "kernel\t%s\t%s, %d modules, %d firmware files\n", report.Kernel, report.Release, report.Modules, report.Firmware)
+		}
+		if n := len(report.MissingFirmware); n > 0 {
+			fmt.Fprintf(w, "not there\t%s\t%d firmware files that modules name\n", report.MissingFirmware[0]+", …", n)
 		}
 	})
 }

@@ -395,3 +395,62 @@ func TestFilterLines(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// TestForOneMachine: an inventory names the modules, and a directory the
+// firmware that they want.
+func TestForOneMachine(t *testing.T) {
+	kernel := kernelDir(t)
+	firmware := t.TempDir()
+	write(t, filepath.Join(firmware, "vendor/chip.bin.xz"), squeeze(t, ".xz", []byte("microcode")))
+	// A real module, of the kernel that the tests boot, names real firmware; this
+	// one is an ELF file made for it.
+	module := filepath.Join(kernel, "lib/modules", release, "kernel/x/igb.ko")
+	matches, err := filepath.Glob(module + "*")
+	if err != nil || len(matches) != 1 {
+		t.Fatalf("%v, %v", matches, err)
+	}
+	note := write(t, filepath.Join(t.TempDir(), "modinfo"), []byte("license=GPL\x00firmware=vendor/chip.bin\x00firmware=vendor/none.bin\x00"))
+	object := filepath.Join(t.TempDir(), "igb.o")
+	if out, err := exec.Command("objcopy", "-I", "binary", "-O", "elf64-x86-64", "--rename-section", ".data=.modinfo", note, object).CombinedOutput(); err != nil {
+		t.Fatalf("objcopy: %v: %s", err, out)
+	}
+	data, err := os.ReadFile(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	suffix := strings.TrimPrefix(matches[0], module)
+	write(t, matches[0], squeeze(t, suffix, data))
+
+	machine := write(t, filepath.Join(t.TempDir(), "inventory.json"), []byte(`{"format":1,"arch":"amd64","modules":["igb"]}`))
+	out := filepath.Join(t.TempDir(), "out")
+	options := Options{Base: baseFile(t), KernelDir: kernel, Arch: "amd64", For: machine, Firmware: firmware, Out: out}
+	report, err := Initramfs(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"vendor/none.bin"}, report.MissingFirmware); report.Firmware != 1 || diff != "" {
+		t.Errorf("%d firmware files; missing (-want +got):\n%s", report.Firmware, diff)
+	}
+	root := unpack(t, out)
+	if data, err := os.ReadFile(filepath.Join(root, "lib/firmware/vendor/chip.bin")); err != nil || string(data) != "microcode" {
+		t.Errorf("the firmware is %q, %v", data, err)
+	}
+	for name, want := range map[string]bool{"igb": true, "ext4": true, "e1000": false, "nvme": false} {
+		_, err := os.Stat(filepath.Join(root, "lib/modules", release, "kernel/x", name+".ko.zst"))
+		if (err == nil) != want {
+			t.Errorf("module %s: there is %v, want %v", name, err, want)
+		}
+	}
+	for text, code := range map[string]string{
+		`{"format":1,"arch":"arm64","modules":["igb"]}`: codeArch,
+		`{"format":1,"arch":"amd64"}`:                   codeUsage,
+		`{`:                                             codeUsage,
+	} {
+		options.For = write(t, filepath.Join(t.TempDir(), "inventory.json"), []byte(text))
+		_, err := Initramfs(t.Context(), options)
+		var coded *Error
+		if !errors.As(err, &coded) || coded.Code() != code {
+			t.Errorf("%s: got %v, want %s", text, err, code)
+		}
+	}
+}

@@ -2,10 +2,12 @@ package media
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
 
+	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/uinit/modules"
 )
 
@@ -70,33 +72,64 @@ const directories = `
 	kernel/drivers/char/tpm kernel/drivers/char/ipmi kernel/drivers/watchdog kernel/drivers/phy kernel/drivers/pinctrl
 	kernel/drivers/i2c kernel/drivers/input/keyboard kernel/drivers/input/serio`
 
-// choose returns the modules of a set, sorted by name: those that the kernel
-// has of the set's list, with everything that they need (modules.dep) and
-// would like (modules.softdep). A name that a kernel does not know is built in
-// or belongs to another version or architecture; but a set of which the
-// kernel knows almost nothing is a mistake.
-func choose(x *modules.Index, set Set) ([]modules.Step, error) {
-	var names []string
-	switch set {
-	case SetNone:
-		return nil, nil
-	case SetVM:
-		names = strings.Fields(everywhere + virtual)
-	case SetCommon:
-		names = strings.Fields(everywhere + virtual + physical)
-	case SetAll:
-		names = strings.Fields(everywhere + virtual + physical)
+// wanted says which modules of a kernel the options ask for. Whether the kernel
+// has them is another question.
+func (o Options) wanted() (func(*modules.Index) []string, error) {
+	if o.For != "" {
+		return o.wantedByInventory()
+	}
+	set := o.Modules
+	if set == "" {
+		set = SetCommon
+	}
+	names := map[Set]string{SetNone: "", SetVM: everywhere + virtual, SetCommon: everywhere + virtual + physical, SetAll: everywhere + virtual + physical}
+	named, known := names[set]
+	if !known {
+		return nil, &Error{code: codeUsage, text: fmt.Sprintf("there is no set of modules %q: use one of %v", set, Sets())}
+	}
+	return func(x *modules.Index) []string {
+		all := strings.Fields(named)
+		if set != SetAll {
+			return all
+		}
 		for _, name := range x.Names() {
 			file, _ := x.File(name)
 			for dir := range strings.FieldsSeq(directories) {
 				if strings.HasPrefix(file, dir+"/") {
-					names = append(names, name)
+					all = append(all, name)
 				}
 			}
 		}
-	default:
-		return nil, &Error{code: codeUsage, text: fmt.Sprintf("there is no set of modules %q: use one of %v", set, Sets())}
+		return all
+	}, nil
+}
+
+// wantedByInventory are the modules that a machine loaded when its inventory was
+// taken.
+func (o Options) wantedByInventory() (func(*modules.Index) []string, error) {
+	data, err := os.ReadFile(o.For)
+	if err != nil {
+		return nil, &Error{code: codeUsage, text: "the inventory cannot be read", err: err}
 	}
+	machine, err := inventory.Parse(data)
+	if err != nil {
+		return nil, &Error{code: codeUsage, text: o.For, err: err}
+	}
+	switch {
+	case machine.Arch != o.arch():
+		return nil, &Error{code: codeArch, text: fmt.Sprintf("%s is of a machine with %s, and the medium is for %s", o.For, machine.Arch, o.arch())}
+	case len(machine.Modules) == 0:
+		return nil, &Error{code: codeUsage, text: o.For + " names no kernel modules: it was taken by an older installer, or by a kernel that has everything built in"}
+	}
+	return func(*modules.Index) []string { return append(strings.Fields(everywhere), machine.Modules...) }, nil
+}
+
+// choose returns those modules, sorted by file, that the kernel has, with
+// everything that they need (modules.dep) and would like (modules.softdep). A
+// name that a kernel does not know is built in or belongs to another version or
+// architecture; but a set of which the kernel knows almost nothing is a mistake.
+func choose(x *modules.Index, wanted func(*modules.Index) []string) ([]modules.Step, error) {
+	names := wanted(x)
 	chosen := map[string]modules.Step{}
 	for _, name := range names {
 		if _, known := x.File(name); !known {

@@ -22,6 +22,7 @@ import (
 	"github.com/firstlight/firstlight/installer/receipt"
 	"github.com/firstlight/firstlight/installer/report"
 	"github.com/firstlight/firstlight/installer/shell"
+	"github.com/firstlight/firstlight/installer/target"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/dhcp"
 	"github.com/firstlight/firstlight/storage/apply"
@@ -66,6 +67,7 @@ type installation struct {
 	keys      *keys.Keys        // of the new system's volumes
 	tpm       *tpm2.TPM         // nil where none is needed
 	written   []receipt.Written // our own files in the new system
+	secrets   []target.File     // that the site server gave to this machine's TPM
 	escrowed  []byte            // the recovery key, encrypted to its recipients; nil where there is none
 	disks     *apply.Applied
 	root      *os.Root // the new root

@@ -226,6 +226,9 @@ func (i *installation) commit(ctx context.Context) error {
 	if err := i.makeKeys(ctx); err != nil {
 		return err
 	}
+	if err := i.fetchSecrets(ctx); err != nil {
+		return err
+	}
 	return i.awaitApproval(ctx)
 }
 

@@ -43,7 +43,7 @@ func (i *installation) writeIdentity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(i.place(append(files, machineID...)...), i.placeSecret(seed))
+	return errors.Join(i.place(append(files, machineID...)...), i.placeSecret(append(i.secrets, seed)...))
 }
 
 // place writes files of our own into the new system, and keeps for the receipt

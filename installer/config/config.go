@@ -84,6 +84,9 @@ type Install struct {
 	// RequireApproval says that no disk is changed until an operator has approved
 	// the plan by its hash.
 	RequireApproval bool
+	// Secrets are files of the new system, by their absolute paths, that the site
+	// server gives to the machine's TPM alone.
+	Secrets []string
 	// Steps are the site's own programmes, in the order in which they stand.
 	Steps []Step
 	// Wipe asks for an erasure of all disks instead of an installation, this

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/netip"
 	"net/url"
+	"path"
 	"reflect"
 	"slices"
 	"strconv"
@@ -321,6 +322,12 @@ func letterOrDigit(c rune) bool {
 
 func (r *reader) install(raw rawInstall) Install {
 	in := Install{NetworkRenderer: raw.NetworkRenderer.value, LowMemory: raw.LowMemory.value, RequireApproval: raw.RequireApproval.value}
+	in.Secrets = r.distinct(raw.Secrets)
+	for _, t := range raw.Secrets {
+		if t.value != "" && (path.Clean(t.value) != t.value || !strings.HasPrefix(t.value, "/") || t.value == "/") {
+			r.mistake(CodeValue, t.file, t.line, "%s: %q is no absolute path of a file", t.path, t.value)
+		}
+	}
 	options, err := boot.CheckOptions(raw.KernelOptions.value)
 	if err != nil {
 		at := raw.KernelOptions

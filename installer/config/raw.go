@@ -64,6 +64,7 @@ type rawInstall struct {
 	NetworkRenderer         text
 	ProveNetwork            boolean
 	RequireApproval         boolean
+	Secrets                 []text
 	Rescue                  boolean
 	Steps                   []rawStep
 	WaitAfterFailureSeconds number

@@ -104,6 +104,7 @@ func (d *decision) describeMachine() Machine {
 // the plan approves that too.
 func (d *decision) describeSteps() {
 	d.plan.RequireApproval = d.config.Install.RequireApproval
+	d.plan.Secrets = d.config.Install.Secrets
 	for _, s := range d.config.Install.Steps {
 		sum := sha256.Sum256(s.Program)
 		d.plan.Steps = append(d.plan.Steps, Step{

@@ -70,6 +70,9 @@ type Plan struct {
 	// RequireApproval says that no disk is changed before an operator has
 	// approved this plan by its hash.
 	RequireApproval bool `json:"requireApproval,omitempty"`
+	// Secrets are files of the new system that the site server gives to this
+	// machine's TPM alone. Their contents never stand here.
+	Secrets []string `json:"secrets,omitempty"`
 	// Steps are the site's own programmes, in their order.
 	Steps []Step `json:"steps,omitempty"`
 

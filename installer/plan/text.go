@@ -65,6 +65,9 @@ func (p Plan) Text() string {
 		t.field(title, s.When+": "+s.Programme, "in the "+s.In, s.Digest)
 		title = ""
 	}
+	if len(p.Secrets) > 0 {
+		t.field("Secrets", "from the site server, for this TPM alone: "+strings.Join(p.Secrets, " "))
+	}
 	if p.RequireApproval {
 		t.field("Approval", "no disk is changed before an operator has approved this plan")
 	}

@@ -29,6 +29,9 @@ type Card struct {
 	Serial string            `yaml:"serial,omitempty" json:"serial,omitempty"`
 	UUID   string            `yaml:"uuid,omitempty" json:"uuid,omitempty"`
 	Labels map[string]string `yaml:"labels,omitempty" json:"labels,omitempty"`
+	// EndorsementKey is the SHA-256 of the public area of its TPM's endorsement key,
+	// as its inventory shows it: secrets are handed out to that TPM alone.
+	EndorsementKey string `yaml:"endorsement-key,omitempty" json:"endorsementKey,omitempty"`
 	// BMC is how the machine is switched on from afar.
 	BMC *BMC `yaml:"bmc,omitempty" json:"bmc,omitempty"`
 	// AnswersOn is the TCP port by which it is known that the new system is
@@ -84,6 +87,15 @@ func (s *Site) Files(name string) (fetch.Files, error) {
 			return nil, &Error{CodeMachine, "reading the files of " + name, err}
 		}
 		files[file] = data
+	}
+	for _, step := range config.StepFiles(files) {
+		data, err := readSmall(s.path(machinesDir, name, step), fetch.MaxFileBytes)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a missing one is told with all other mistakes
+			return nil, &Error{CodeMachine, "reading the files of " + name, err}
+		}
+		if err == nil {
+			files[step] = data
+		}
 	}
 	return files, nil
 }

@@ -85,6 +85,7 @@ func New(o Options) *Server {
 	s := &Server{Options: o, mux: http.NewServeMux(), page: newPages(), streams: make(chan struct{}, maxStreams)}
 	s.watch.changed = make(chan struct{})
 	s.mux.Handle("/v1/machines/", report.Handler(s))
+	s.mux.Handle("POST /v1/machines/{machine}/secrets", report.SecretsHandler(s.secrets))
 	s.mux.HandleFunc("GET /v1/boot/{mac}", s.servePixiecore)
 	s.mux.HandleFunc("GET /v1/ipxe/{mac}", s.serveScript)
 	s.mux.HandleFunc("GET /v1/efi/{mac}/{file}", s.serveProgram)
@@ -313,6 +314,10 @@ func (s *Server) Take(r *http.Request, called string, kind report.Kind, body []b
 	case report.Log:
 		err = s.Site.KeepLog(m.Name, body)
 	case report.NewSystem:
+		if len(body) > 0 { // the installer's, at its end
+			err = s.Site.KeepReceipt(m.Name, body)
+			break
+		}
 		err = s.Site.Answered(m.Name, "it reported itself from "+remote(r))
 	}
 	if err != nil {
@@ -320,6 +325,15 @@ func (s *Server) Take(r *http.Request, called string, kind report.Kind, body []b
 		return refuse(err)
 	}
 	return nil
+}
+
+// secrets are what a machine may have besides its configuration, for its TPM alone.
+func (s *Server) secrets(_ context.Context, called string, want []string) (endorsementKey string, files map[string][]byte, err error) {
+	m, err := s.find(called)
+	if err != nil {
+		return "", nil, refuse(err)
+	}
+	return s.Site.Secrets(m.Name, want)
 }
 
 // KeepRecovery implements report.Receiver.

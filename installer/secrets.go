@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/firstlight/firstlight/installer/progress"
+	"github.com/firstlight/firstlight/installer/report"
+	"github.com/firstlight/firstlight/installer/target"
+	"github.com/firstlight/firstlight/storage/tpm2"
+)
+
+// codeSecrets: what the site server gives to this machine alone is not to be had.
+const codeSecrets = "TRU-041"
+
+// secretMode is that of the files: root's alone.
+const secretMode = 0o600
+
+// fetchSecrets gets what the site server gives to this machine's TPM and nobody
+// else, while no disk has been touched: the machine is of no use without it.
+func (i *installation) fetchSecrets(ctx context.Context) (err error) {
+	want := i.plan.Secrets
+	if len(want) == 0 || i.opt.skipStorage {
+		return nil
+	}
+	if i.site == nil {
+		return refuse(codeSecrets, "Install.Secrets names %s, and there is no site server to give it", strings.Join(want, ", "))
+	}
+	tpm, err := tpm2.Open(i.env.tpm)
+	if err != nil {
+		return refuse(codeSecrets, "the site server gives secrets to a TPM only: %w", err)
+	}
+	defer func() { err = errors.Join(err, tpm.Close()) }()
+	i.model.Wait(progress.Commit, "the site server, which has this machine's TPM prove who it is")
+	defer i.model.Wait(progress.Commit, "")
+	files, err := i.site.SecretFiles(ctx, tpm, want)
+	if err != nil {
+		return refuse(codeSecrets, "asking for %s: %w", strings.Join(want, ", "), err)
+	}
+	var missing []string
+	for _, name := range want {
+		data, there := files[name]
+		if !there {
+			missing = append(missing, name)
+			continue
+		}
+		i.secrets = append(i.secrets, target.File{Path: name, Mode: secretMode, Data: data})
+	}
+	if len(missing) > 0 {
+		return refuse(codeSecrets, "the site server has no %s for this machine", strings.Join(missing, ", "))
+	}
+	i.opened.push("secrets", func() error {
+		for _, file := range i.secrets {
+			clear(file.Data)
+		}
+		return nil
+	})
+	i.model.Log(progress.Commit, fmt.Sprintf("the site server gave %d secret files to this machine's TPM", len(want)))
+	return nil
+}
+
+var _ report.Prover = (*tpm2.TPM)(nil)

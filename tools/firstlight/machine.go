@@ -9,7 +9,7 @@ import (
 func (c *common) machineCommand() *cobra.Command {
 	parent := group("machine", "The machines of a site")
 	parent.AddCommand(c.machineList(), c.machineShow(), c.machineSet(), c.machineApprove(), c.machineReinstall(), c.machineWatch())
-	parent.AddCommand(c.machineBoot(), c.machineWipe(), c.machineRescue(), c.machineVerify())
+	parent.AddCommand(c.machineBoot(), c.machineTakeover(), c.machineWipe(), c.machineRescue(), c.machineVerify())
 	return parent
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/firstlight/firstlight/tools/site"
 	"github.com/firstlight/firstlight/tools/site/redfish"
 	"github.com/firstlight/firstlight/tools/site/rules"
+	"github.com/firstlight/firstlight/tools/site/takeover"
 )
 
 func main() {
@@ -191,7 +192,7 @@ func exitCodeOf(code string) int {
 	switch code {
 	case client.CodeNoImage, client.CodeNoObject, shell.CodeUnknown:
 		return exitNotFound
-	case client.CodeUnreachable, client.CodeLost, shell.CodeUnreachable, shell.CodeLost, redfish.CodeUnreachable:
+	case client.CodeUnreachable, client.CodeLost, shell.CodeUnreachable, shell.CodeLost, redfish.CodeUnreachable, takeover.CodeUnreachable:
 		return exitUnreachable
 	case redfish.CodeLate:
 		return exitTimeout
@@ -199,7 +200,7 @@ func exitCodeOf(code string) int {
 		return exitDamaged
 	case client.CodeBadName, pki.CodeRequest, shell.CodeBadFingerprint:
 		return exitUsage
-	case pki.CodeExists, shell.CodeNotNow, rules.CodeRefused, site.CodeState, site.CodeTwice:
+	case pki.CodeExists, shell.CodeNotNow, rules.CodeRefused, takeover.CodeUnable, site.CodeState, site.CodeTwice:
 		return exitRefused
 	case site.CodeUnknown:
 		return exitNotFound

@@ -175,8 +175,9 @@ func (s *Server) Configuration(r *http.Request, called string, who report.Asker)
 	case site.Installing:
 		c.Word = report.Go
 		if answer.Action == site.Wipe {
+			// The files go with it: where only what is signed is believed, they
+			// have to ask for the wipe too.
 			c.Wipe = string(answer.Erase)
-			break
 		}
 		if c.Files, err = s.files(r, answer.Name); err != nil {
 			return c, refuse(err)

@@ -26,7 +26,7 @@ type Error struct{ text string }
 func (e *Error) Error() string { return e.text }
 
 // CodeServer is the code of Error.
-const CodeServer = "SRV-031"
+const CodeServer = "SRV-033"
 
 // Code is CodeServer.
 func (*Error) Code() string { return CodeServer }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +36,7 @@ type lab struct {
 	site *site.Site
 	url  string
 	dir  string
+	stop func()
 }
 
 func newLab(t *testing.T) *lab {
@@ -58,7 +60,8 @@ func newLab(t *testing.T) *lab {
 	go func() { server.Follow(ctx); close(done) }()
 	t.Cleanup(func() { cancel(); <-done })
 	web := httptest.NewServer(server)
-	t.Cleanup(func() { web.CloseClientConnections(); web.Close() })
+	l.stop = sync.OnceFunc(func() { web.Listener.Close(); web.CloseClientConnections(); web.Close() })
+	t.Cleanup(l.stop)
 	l.url = web.URL
 	return l
 }

@@ -60,9 +60,7 @@ func IdentityOf(d inventory.Document) Identity {
 	i := Identity{Serial: d.DMI.Serial, UUID: d.DMI.UUID}
 	for _, nic := range d.NICs {
 		// The permanent address is the card's own, whatever a driver set.
-		for _, mac := range []netconfig.MAC{nic.PermanentMAC, nic.MAC} {
-			i.MACs = append(i.MACs, mac)
-		}
+		i.MACs = append(i.MACs, nic.PermanentMAC, nic.MAC)
 	}
 	return i.Clean()
 }

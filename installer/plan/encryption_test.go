@@ -227,3 +227,38 @@ func TestKeptWithoutRecovery(t *testing.T) {
 		t.Errorf("it is not said: %q", said)
 	}
 }
+
+// TestMirroredRoot: dracut is told which arrays and groups the root file system
+// lies on, and no more: what it finds by itself it would open, too.
+func TestMirroredRoot(t *testing.T) {
+	c, m, img := sealed(t)
+	c.Storage.Mirror, c.Storage.VolumeGroup = true, "vg0"
+	layout, err := storage.Resolve(c.Storage, []storage.Disk{
+		{Name: "vda", Path: "/dev/vda", BusPath: "pci0/a", Transport: "virtio", Size: 64 << 30, SectorSize: 512},
+		{Name: "vdb", Path: "/dev/vdb", BusPath: "pci0/b", Transport: "virtio", Size: 64 << 30, SectorSize: 512},
+	}, nil, storage.Need{}, storage.UEFI, func(name string) (id [16]byte) { copy(id[:], name); return id })
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &decision{config: c, machine: m, image: img}
+	options := d.rootOptions(layout)
+	group := layout.Groups[0]
+	at := slices.IndexFunc(layout.Arrays, func(a storage.Array) bool { return a.Node == group.Device })
+	for _, want := range []string{"rd.lvm.vg=vg0", "rd.md.uuid=" + layout.Arrays[at].UUID} {
+		if !slices.Contains(options, want) {
+			t.Errorf("%q lack %q", options, want)
+		}
+	}
+	arrays := 0
+	for _, o := range options {
+		if strings.HasPrefix(o, "rd.auto") {
+			t.Errorf("%q open what they find", options)
+		}
+		if strings.HasPrefix(o, "rd.md.uuid=") {
+			arrays++
+		}
+	}
+	if arrays != 1 || len(layout.Arrays) < 3 {
+		t.Errorf("%q name %d arrays of %d", options, arrays, len(layout.Arrays))
+	}
+}

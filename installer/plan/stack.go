@@ -66,9 +66,24 @@ func (d *decision) checkKernel(layout storage.Layout) {
 // system.
 func (d *decision) rootOptions(layout storage.Layout) []string {
 	options := layout.RootOptions()
-	// dracut assembles only what it is told to (dracut.cmdline(7)).
-	if d.image.Manifest.Attributes[image.AttrInitramfs] == boot.Dracut && len(layout.Arrays)+len(layout.Groups) > 0 {
-		options = append(options, "rd.auto=1")
+	if d.image.Manifest.Attributes[image.AttrInitramfs] != boot.Dracut {
+		return options
+	}
+	// dracut assembles only what it is told to (dracut.cmdline(7)). Not by rd.auto:
+	// that would also open every encrypted volume that it meets, by another name,
+	// and ask for its passphrase.
+	needed := func(p storage.Partition) bool { return p.MountPoint == "/" || p.MountPoint == "/usr" }
+	below := make(map[string]bool) // devices that these lie on
+	for _, g := range layout.Groups {
+		if slices.ContainsFunc(g.Volumes, func(v storage.LogicalVolume) bool { return needed(v.Volume) }) {
+			options = append(options, "rd.lvm.vg="+g.Name)
+			below[g.Device] = true
+		}
+	}
+	for _, a := range layout.Arrays {
+		if needed(a.Volume) || below[a.Node] {
+			options = append(options, "rd.md.uuid="+a.UUID)
+		}
 	}
 	return options
 }

@@ -29,6 +29,7 @@ func (s *Site) PutFiles(name, by string, files map[string][]byte) error {
 			return &Error{CodeDirectory, "changing " + name, err}
 		}
 	}
+	s.forgetMarks()
 	return nil
 }
 

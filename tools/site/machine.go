@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"gopkg.in/yaml.v3"
 
@@ -105,6 +106,10 @@ func (s *Site) Files(name string) (fetch.Files, error) {
 type index struct {
 	mu     sync.Mutex
 	cached map[string]cachedMachine
+
+	marks       []marked // of all machines
+	directories string   // when they changed last
+	listed      time.Time
 }
 
 type cachedMachine struct {
@@ -125,15 +130,20 @@ func (s *Site) Machines() ([]*Machine, error) {
 			if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
 				continue
 			}
-			m := s.machine(kind, e.Name())
-			var err error
-			if m.Status, err = s.status(m.Name); err != nil {
-				m.Mistake = err.Error()
-			}
-			all = append(all, &m)
+			all = append(all, s.present(kind, e.Name()))
 		}
 	}
 	return all, nil
+}
+
+// present is a machine as it is now, and where it stands.
+func (s *Site) present(kind, name string) *Machine {
+	m := s.machine(kind, name)
+	var err error
+	if m.Status, err = s.status(m.Name); err != nil {
+		m.Mistake = err.Error()
+	}
+	return &m
 }
 
 // machine reads one, unless its files are as they were.
@@ -282,14 +292,16 @@ func (s *Site) card(name string) (Card, error) {
 // colons while it is pending. The error is an *Error of code CodeUnknown where
 // there is none.
 func (s *Site) Machine(name string) (*Machine, error) {
+	if name != "" && name == filepath.Base(name) && name[0] != '.' {
+		for _, kind := range []string{machinesDir, pendingDir} {
+			if info, err := os.Stat(s.path(kind, name)); err == nil && info.IsDir() {
+				return s.present(kind, name), nil
+			}
+		}
+	}
 	all, err := s.Machines()
 	if err != nil {
 		return nil, err
-	}
-	for _, m := range all {
-		if m.Name == name {
-			return m, nil
-		}
 	}
 	if mac, err := netconfig.ParseMAC(strings.ReplaceAll(name, "-", ":")); err == nil && !mac.IsZero() {
 		m, err := match(all, Identity{MACs: []netconfig.MAC{mac}})
@@ -303,10 +315,18 @@ func (s *Site) Machine(name string) (*Machine, error) {
 // Find finds the machine with these marks, nil where it is not known. Two that
 // match are an *Error of code CodeTwice. A machine that somebody has named counts
 // before one that is pending.
+//
+// Which machines to look at is known for a moment, so that a fleet which reports
+// at once does not read the whole directory each time; what is said of those is
+// read now.
 func (s *Site) Find(who Identity) (*Machine, error) {
-	all, err := s.Machines()
+	candidates, err := s.candidates(who)
 	if err != nil {
 		return nil, err
+	}
+	var all []*Machine
+	for _, c := range candidates {
+		all = append(all, s.present(c.kind, c.name))
 	}
 	named, pending := split(all)
 	m, err := match(named, who)
@@ -319,6 +339,62 @@ func (s *Site) Find(who Identity) (*Machine, error) {
 		}
 	}
 	return nil, nil
+}
+
+// marked is a machine and its marks, as they were a moment ago.
+type marked struct {
+	kind, name string
+	marks      Identity
+}
+
+// marksAge is how long marks are believed. New machines are seen at once: the
+// directory that they lie in changes.
+const marksAge = 500 * time.Millisecond
+
+// forgetMarks has them read again.
+func (s *Site) forgetMarks() {
+	s.known.mu.Lock()
+	defer s.known.mu.Unlock()
+	s.known.listed = time.Time{}
+}
+
+// candidates are the machines that may be the one with these marks.
+func (s *Site) candidates(who Identity) ([]marked, error) {
+	directories := ""
+	for _, kind := range []string{machinesDir, pendingDir} {
+		info, err := os.Stat(s.path(kind))
+		if err != nil {
+			return nil, &Error{CodeDirectory, "listing the machines", err}
+		}
+		directories += fmt.Sprintf("%d ", info.ModTime().UnixNano())
+	}
+	s.known.mu.Lock()
+	all, fresh := s.known.marks, s.known.directories == directories && time.Since(s.known.listed) < marksAge
+	s.known.mu.Unlock()
+	if !fresh {
+		machines, err := s.Machines()
+		if err != nil {
+			return nil, err
+		}
+		all = nil
+		for _, m := range machines {
+			kind := machinesDir
+			if m.Pending {
+				kind = pendingDir
+			}
+			all = append(all, marked{kind, m.Name, m.Identity})
+		}
+		s.known.mu.Lock()
+		s.known.marks, s.known.directories, s.known.listed = all, directories, time.Now()
+		s.known.mu.Unlock()
+	}
+	var found []marked
+	for _, m := range all {
+		if who.in(m.marks) != "" {
+			found = append(found, m)
+		}
+	}
+	return found, nil
 }
 
 func split(all []*Machine) (named, pending []*Machine) {
@@ -360,5 +436,6 @@ func (s *Site) KeepInventory(name string, data []byte) error {
 	if err := replace(s.inventoryPath(name), data, 0o644); err != nil {
 		return &Error{CodeDirectory, "keeping an inventory", err}
 	}
+	s.forgetMarks() // a pending machine is known by more now
 	return nil
 }

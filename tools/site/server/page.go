@@ -373,19 +373,21 @@ const followInterval = 500 * time.Millisecond
 // Follow tells those who follow the page what changes in the site's directory,
 // until ctx ends.
 func (s *Server) Follow(ctx context.Context) {
-	tick := time.NewTicker(followInterval)
-	defer tick.Stop()
 	var before [sha256.Size]byte
+	pause := followInterval
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 		if len(s.streams) == 0 {
 			continue
 		}
+		start := time.Now()
 		rows, err := s.rows()
+		// A large fleet on a small server is looked at less often.
+		pause = max(followInterval, 5*time.Since(start))
 		if err != nil {
 			continue // whoever opens the page sees it
 		}

@@ -63,9 +63,15 @@ func (a archive) encode(built time.Time, private map[string]uint64) ([]byte, err
 	return raw.Bytes(), nil
 }
 
-// compress packs raw in one frame that the kernel and uinit can unpack.
+// newCompressor packs, with EncodeAll, into frames that the kernel and uinit can
+// unpack. It is large: who packs much uses one, also several at once.
+func newCompressor(atOnce int) (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(8<<20), zstd.WithEncoderConcurrency(atOnce))
+}
+
+// compress packs raw in one frame.
 func compress(raw []byte) ([]byte, error) {
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(8<<20), zstd.WithEncoderConcurrency(1))
+	w, err := newCompressor(1)
 	if err != nil {
 		return nil, err
 	}

@@ -85,6 +85,11 @@ func (k kernel) subset(ctx context.Context, wanted func(*modules.Index) []string
 	firmware = make([][]string, len(steps))
 	root := path.Join("lib/modules", k.release)
 	packed := make([][]byte, len(steps))
+	compressor, err := newCompressor(runtime.GOMAXPROCS(0))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer compressor.Close() // it has given out everything
 	group, groupContext := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for i, step := range steps {
@@ -97,8 +102,8 @@ func (k kernel) subset(ctx context.Context, wanted func(*modules.Index) []string
 				return &Error{code: codeKernel, text: "a module cannot be read", err: err}
 			}
 			firmware[i] = firmwareOf(data)
-			packed[i], err = compress(data)
-			return err
+			packed[i] = compressor.EncodeAll(data, nil)
+			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {

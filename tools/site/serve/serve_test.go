@@ -425,3 +425,45 @@ func TestFull(t *testing.T) {
 		t.Errorf("the page does not say who has port 69:\n%s", got)
 	}
 }
+
+// TestAddressComesLater: a server that gets its own address by DHCP may start
+// before it has one.
+func TestAddressComesLater(t *testing.T) {
+	lan, yes := inside(t)
+	if !yes {
+		return
+	}
+	dnsmasq(t, router(lan), "--interface=eth0", "--bind-interfaces")
+	run(t, "ip", "address", "del", "10.77.0.1/24", "dev", "lan0")
+	notices := make(chan string, 100)
+	s := serve(t, lan, netboot.Auto, func(o *Options) {
+		o.Interface = ""
+		o.Log = slog.New(slog.NewTextHandler(lineWriter(notices), nil))
+	})
+	select {
+	case line := <-notices:
+		for !strings.Contains(line, "no interface has an IPv4 address yet") {
+			line = <-notices
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not say that it has no address")
+	}
+	run(t, "ip", "address", "add", "10.77.0.9/24", "dev", "lan0")
+	s.eventually("an offer of the server with its address", func() bool {
+		return strings.Contains(s.machine("discover PXEClient:Arch:00000:UNDI:002001"), `"10.77.0.9":"address false, file \"undionly.kpxe\""`)
+	})
+	if got := s.machine("get https://10.77.0.9:8080/healthz"); !strings.HasPrefix(got, "200 ok") {
+		t.Errorf("over TLS: %s", got)
+	}
+}
+
+// lineWriter sends what is logged, as long as there is room.
+type lineWriter chan string
+
+func (w lineWriter) Write(b []byte) (int, error) {
+	select {
+	case w <- string(b):
+	default:
+	}
+	return len(b), nil
+}

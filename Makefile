@@ -76,6 +76,8 @@ test-vm: setup build initramfs roots
 
 # The long series too.
 test-full: setup-full lint test-unit build initramfs roots
+	@hack/setup arm64 boot
+	$(MAKE) --no-print-directory initramfs ARCH=arm64
 	$(GO) test -tags full -count=1 -run 'Browser|Promtool' ./installer/status
 	$(GO) test -tags full -count=1 -timeout 30m -run 'Often$$|Endless' ./imageserver/...
 	$(MAKE) --no-print-directory fuzz

@@ -24,11 +24,6 @@ type Next struct {
 	CommandLine       string
 }
 
-// bytesToCopy is how much is copied: our own kexec where the host has none.
-func (n Next) bytesToCopy(own []byte) uint64 {
-	return uint64(len(n.Kernel) + len(n.Initramfs) + len(own))
-}
-
 // Prepared is a host on which the next kernel is loaded.
 type Prepared struct {
 	remote    *Remote

@@ -21,6 +21,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/firstlight/firstlight/installer/progress"
 )
 
@@ -89,22 +91,44 @@ func tail(text []byte) []byte {
 
 // Keep writes the end of the log to a file below root again and again until ctx
 // ends, and then once more. A failure ends it and is returned.
-func (r *Recorder) Keep(ctx context.Context, root *os.Root, name string) error {
+//
+// The file has its full size from the beginning and is then overwritten in place:
+// who looks for it after a power cut replays no journal, and would not find what is
+// new in a directory.
+func (r *Recorder) Keep(ctx context.Context, root *os.Root, name string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("keeping the end of the log in %s: %w", name, err)
+		}
+	}()
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	f, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := r.write(f); err != nil {
+		return err
+	}
+	settle(f)
 	tick := time.NewTicker(writeInterval)
 	defer tick.Stop()
 	for {
-		if err := r.write(root, name); err != nil {
-			return fmt.Errorf("keeping the end of the log in %s: %w", name, err)
-		}
 		select {
 		case <-ctx.Done():
-			return r.write(root, name)
+			return r.write(f)
 		case <-tick.C:
+			if err := r.write(f); err != nil {
+				return err
+			}
 		}
 	}
 }
 
-func (r *Recorder) write(root *os.Root, name string) (err error) {
+// write fills the file: the text, and zeroes behind it.
+func (r *Recorder) write(f *os.File) error {
 	r.mu.Lock()
 	text, news := bytes.Clone(tail(r.lines.Bytes())), r.news
 	r.news = false
@@ -112,19 +136,25 @@ func (r *Recorder) write(root *os.Root, name string) (err error) {
 	if !news {
 		return nil
 	}
-	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+	whole := make([]byte, MostBytes)
+	copy(whole, text)
+	if _, err := f.WriteAt(whole, 0); err != nil {
 		return err
 	}
-	temporary := name + ".new"
-	f, err := root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	return f.Sync()
+}
+
+// ext4Checkpoint is EXT4_IOC_CHECKPOINT (linux/ext4.h).
+const ext4Checkpoint = 0x4004662b
+
+// settle has ext4 take the file's name and place from its journal to where they
+// belong. Other file-systems know nothing of it; then they are there by and by.
+func settle(f *os.File) {
+	raw, err := f.SyscallConn()
 	if err != nil {
-		return err
+		return
 	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return root.Rename(temporary, name)
+	_ = raw.Control(func(fd uintptr) { _ = unix.IoctlSetPointerInt(int(fd), ext4Checkpoint, 0) })
 }
 
 // dumpHeader begins each record of a panic: "Panic#1 Part3".
@@ -183,6 +213,7 @@ func FromDisk(tree fs.FS) []byte {
 		}
 		text, err := io.ReadAll(io.LimitReader(f, MostBytes))
 		_ = f.Close() // only read from
+		text = bytes.TrimRight(text, "\x00")
 		if err == nil && len(text) > 0 {
 			return text
 		}

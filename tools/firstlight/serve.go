@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/firstlight/firstlight/imageserver/catalog/store"
+	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
 	"github.com/firstlight/firstlight/imageserver/object/dir"
 	"github.com/firstlight/firstlight/imageserver/scrub"
@@ -74,7 +75,7 @@ site.yaml, and full does not start where another server answers.`,
 			options.Log = slog.New(slog.NewTextHandler(c.err, nil))
 			options.Version, options.Now = version(), time.Now
 			if cmd.Flags().Changed("imageserver") {
-				options.ImageServer = c.imageserver
+				options.ImageServer, options.Images = c.imageserver, c.listImages
 			} else {
 				images := &siteImages{data: filepath.Join(options.Site.Dir(), "store"), ca: filepath.Join(pki.Directory(options.Site.Dir()), pki.CAFile), listen: listenImages, log: options.Log}
 				options.RunImages, options.Images = images.run, images.list
@@ -108,6 +109,19 @@ site.yaml, and full does not start where another server answers.`,
 
 // isoName is the site's ISO image, for virtual media.
 const isoName = "firstlight.iso"
+
+// listImages lists the images of another image server, for the page.
+func (c *common) listImages(ctx context.Context) ([]siteserver.Image, error) {
+	var all []siteserver.Image
+	err := c.connected(ctx, func(ctx context.Context, connection *client.Client) error {
+		images, err := connection.List(ctx, "")
+		for _, i := range images {
+			all = append(all, siteserver.Image{Name: i.Name, Arch: i.Attributes[image.AttrArch], Bytes: i.Bytes, Added: i.Added})
+		}
+		return err
+	})
+	return all, err
+}
 
 // siteMedia makes what the site's machines boot.
 type siteMedia struct {

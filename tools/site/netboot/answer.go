@@ -110,7 +110,7 @@ func (s *Server) loader(c client) (file, why string) {
 	case c.ipxe:
 		return web + "/v1/ipxe/" + mac + "?arch=" + arch + "&uuid=" + c.who.UUID, ""
 	case c.http && s.Medium(arch, UKI):
-		return web + "/v1/efi/" + mac + "/" + UKI + "?arch=" + arch, ""
+		return web + "/v1/efi/" + mac + "/" + arch + "/" + UKI, ""
 	case c.arch != iana.INTEL_X86PC && !c.http && s.Medium(arch, UKI):
 		return "efi/" + mac + "/" + arch + "/" + UKI, ""
 	case c.arch != iana.INTEL_X86PC:

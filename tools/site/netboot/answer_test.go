@@ -127,7 +127,7 @@ func TestLoaders(t *testing.T) {
 		"iPXE, arm64":          {options: []dhcpv4.Modifier{pxe(iana.EFI_ARM64), ipxe}, file: "http://192.0.2.1:8080/v1/ipxe/52-54-00-00-00-01?arch=arm64&uuid="},
 		"BIOS":                 {options: []dhcpv4.Modifier{pxe(iana.INTEL_X86PC)}, file: "undionly.kpxe"},
 		"BIOS, pxelinux":       {options: []dhcpv4.Modifier{pxe(iana.INTEL_X86PC)}, media: only("amd64/lpxelinux.0"), file: "lpxelinux.0"},
-		"UEFI HTTP":            {options: []dhcpv4.Modifier{pxe(iana.EFI_X86_64_HTTP)}, file: "http://192.0.2.1:8080/v1/efi/52-54-00-00-00-01/firstlight.efi?arch=amd64", class: "HTTPClient"},
+		"UEFI HTTP":            {options: []dhcpv4.Modifier{pxe(iana.EFI_X86_64_HTTP)}, file: "http://192.0.2.1:8080/v1/efi/52-54-00-00-00-01/amd64/firstlight.efi", class: "HTTPClient"},
 		"UEFI PXE, offer":      {options: []dhcpv4.Modifier{pxe(iana.EFI_X86_64)}, file: ""},
 		"UEFI PXE, port 4011":  {options: []dhcpv4.Modifier{pxe(iana.EFI_X86_64)}, port: bootPort, kind: dhcpv4.MessageTypeRequest, file: "efi/52-54-00-00-00-01/amd64/firstlight.efi"},
 		"UEFI PXE, type 9":     {options: []dhcpv4.Modifier{pxe(iana.EFI_BC)}, port: bootPort, kind: dhcpv4.MessageTypeRequest, file: "efi/52-54-00-00-00-01/amd64/firstlight.efi"},

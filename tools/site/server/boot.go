@@ -84,7 +84,7 @@ func (s *Server) serveProgram(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	s.sendMedium(w, r, arch(r), r.PathValue("file"))
+	s.sendMedium(w, r, r.PathValue("arch"), r.PathValue("file"))
 }
 
 // PXELinux is what pxelinux does with a machine that reaches this server at an

@@ -88,7 +88,7 @@ func New(o Options) *Server {
 	s.mux.Handle("POST /v1/machines/{machine}/secrets", report.SecretsHandler(s.secrets))
 	s.mux.HandleFunc("GET /v1/boot/{mac}", s.servePixiecore)
 	s.mux.HandleFunc("GET /v1/ipxe/{mac}", s.serveScript)
-	s.mux.HandleFunc("GET /v1/efi/{mac}/{file}", s.serveProgram)
+	s.mux.HandleFunc("GET /v1/efi/{mac}/{arch}/{file}", s.serveProgram)
 	s.mux.HandleFunc("GET /config/{file}", s.serveConfigFile)
 	s.mux.HandleFunc("GET /boot/{arch}/{file}", s.serveMedia)
 	s.mux.HandleFunc("GET /{$}", s.serveFleet)

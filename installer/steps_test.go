@@ -167,6 +167,33 @@ func TestExampleSteps(t *testing.T) {
 	if err := json.Unmarshal(mustRead(t, filepath.Join(root, "boot/ignition/config.ign")), &seed); err != nil {
 		t.Error(err)
 	}
+	// In the tools image, whose /run is the installer's.
+	tools := smallSystem(t)
+	var system mount.Stack
+	t.Cleanup(func() {
+		if err := system.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := system.System(tools); err != nil {
+		t.Fatal(err)
+	}
+	runDir, err := os.MkdirTemp("/run", "installer-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(runDir)
+	i.runDir, i.opt.tmpRoot = runDir, tools
+	if err := i.siteStep(t.Context(), progress.Prove, config.Step{Name: "where", Program: script("test ! -e /home; echo in-$(ls / | tr '\\n' ' ')"),
+		Phase: "prove", In: config.InTools, Timeout: time.Minute}); err != nil {
+		t.Errorf("%v\n%s", err, log)
+	}
+	if !strings.Contains(log.String(), "prove: where: in-bin boot dev etc lib lib64 proc root run sbin sys usr var") {
+		t.Errorf("the tools root is not what the step saw:\n%s", log)
+	}
+	if left, err := os.ReadDir(runDir); err != nil || len(left) > 0 {
+		t.Errorf("%v, left behind: %v", err, left)
+	}
 	// A process that a step leaves ends with it; /run is as empty as before.
 	run("lingering", script("touch /run/trace; setsid sleep 3600 >/dev/null 2>&1 </dev/null & exit 0"))
 	for _, dir := range []string{"run", "proc", "dev", "sys"} {
@@ -175,7 +202,7 @@ func TestExampleSteps(t *testing.T) {
 		}
 	}
 	var left []string
-	err := filepath.WalkDir(root, func(name string, d os.DirEntry, err error) error {
+	err = filepath.WalkDir(root, func(name string, d os.DirEntry, err error) error {
 		if err == nil && d.IsDir() && name == filepath.Join(root, "usr") {
 			return filepath.SkipDir
 		}

@@ -209,12 +209,12 @@ func kexecImage(ctx context.Context, s *session, args []string) error {
 
 // printPlan computes the plan and prints nothing else on standard output.
 func printPlan(ctx context.Context, s *session, _ []string) error {
-	for _, run := range []func(context.Context) error{s.raiseLinks, s.readConfig, s.takeInventory, s.getManifest} {
+	for _, run := range []func(context.Context) error{s.raiseLinks, s.readConfig, s.takeInventory} {
 		if err := run(ctx); err != nil {
 			return err
 		}
 	}
-	p, err := plan.New(s.config, s.inventory, s.image, s.skipped()...)
+	p, err := s.planAsked(ctx)
 	if err != nil {
 		return err
 	}
@@ -224,6 +224,20 @@ func printPlan(ctx context.Context, s *session, _ []string) error {
 	}
 	_, err = s.stdout.Write(data)
 	return err
+}
+
+// planAsked is the plan of what the configuration asks for.
+func (s *session) planAsked(ctx context.Context) (plan.Plan, error) {
+	switch {
+	case s.config.Install.Rescue:
+		return plan.Plan{}, usageError{"the configuration asks for a rescue: nothing is planned"}
+	case s.config.Install.Wipe != "":
+		return plan.NewWipe(s.config, s.inventory)
+	}
+	if err := s.getManifest(ctx); err != nil {
+		return plan.Plan{}, err
+	}
+	return plan.New(s.config, s.inventory, s.image, s.skipped()...)
 }
 
 func (s *session) print(value any) error {

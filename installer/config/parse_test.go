@@ -428,3 +428,28 @@ func TestLayoutExtensions(t *testing.T) {
 		t.Errorf("an empty list of DataDisks became %#v, a BootDisk of null %v (%v)", c.Storage.DataDisks, c.Storage.BootDisk, err)
 	}
 }
+
+// TestWipeAndRescue: neither needs an image, and a machine is not both.
+func TestWipeAndRescue(t *testing.T) {
+	parse := func(install string) (Config, error) {
+		return Parse(map[string][]byte{MachineFile: []byte(`{"Install": ` + install + `}`)}, DefaultPort)
+	}
+	c, err := parse(`{"Wipe": "discard"}`)
+	if err != nil || c.Install.Wipe != storage.EraseDiscard || c.Installs() {
+		t.Errorf("%+v, %v", c.Install, err)
+	}
+	if c, err = parse(`{"Rescue": true}`); err != nil || !c.Install.Rescue || c.Installs() {
+		t.Errorf("%+v, %v", c.Install, err)
+	}
+	for install, says := range map[string]string{
+		`{}`:                                   "imagename: there is no such file",
+		`{"Rescue": false}`:                    "imagename: there is no such file",
+		`{"Wipe": ""}`:                         "imagename: there is no such file",
+		`{"Wipe": "gently"}`:                   `Install.Wipe`,
+		`{"Wipe": "overwrite","Rescue": true}`: "a machine is wiped, or it is left alone",
+	} {
+		if _, err := parse(install); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", install, err)
+		}
+	}
+}

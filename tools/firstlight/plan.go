@@ -30,6 +30,16 @@ func (c *common) planCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if read.Install.Rescue {
+				return &usageError{"the configuration asks for a rescue (Install.Rescue): nothing is planned"}
+			}
+			if read.Install.Wipe != "" {
+				made, err := plan.NewWipe(read, machine)
+				if err != nil {
+					return err
+				}
+				return c.printPlan(made)
+			}
 			if name != "" {
 				read.Image = name
 			}

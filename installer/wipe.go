@@ -100,6 +100,10 @@ func (i *installation) rescue(ctx context.Context) error {
 	return i.steps(ctx, []step{
 		{progress.Inventory, i.takeInventory},
 		{progress.Commit, func(ctx context.Context) error {
+			if i.opt.dryRun {
+				i.model.Log(progress.Commit, "dry run: the installer would wait for operators, and touch nothing")
+				return nil
+			}
 			i.model.Log(progress.Commit, "rescue: nothing will be touched; firstlight installer-shell HOST opens a shell, installer-shell HOST reboot ends this")
 			i.model.Wait(progress.Commit, "operators (rescue): nothing will be touched")
 			<-ctx.Done()

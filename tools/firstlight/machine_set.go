@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"gopkg.in/yaml.v3"
 
 	"github.com/firstlight/firstlight/imageserver/client"
 	"github.com/firstlight/firstlight/imageserver/image"
@@ -103,6 +104,10 @@ func (c *common) setMachine(ctx context.Context, s *site.Site, name string, chan
 			// Its configuration does not say which machine it is.
 			card.MACs, card.Serial, card.UUID = append(card.MACs, m.Identity.MACs...), m.Identity.Serial, m.Identity.UUID
 		}
+		// All at once: the machine asks every few seconds, and must be known again.
+		if files[site.CardFile], err = yaml.Marshal(card); err != nil {
+			return err
+		}
 		if err := s.Adopt(m.Name, change.name, c.operator(), files); err != nil {
 			return err
 		}
@@ -115,9 +120,9 @@ func (c *common) setMachine(ctx context.Context, s *site.Site, name string, chan
 		if err := s.PutFiles(name, c.operator(), files); err != nil {
 			return err
 		}
-	}
-	if err := s.PutCard(name, c.operator(), card); err != nil {
-		return err
+		if err := s.PutCard(name, c.operator(), card); err != nil {
+			return err
+		}
 	}
 	if change.state != "" {
 		if err := s.Keep(name, c.operator(), site.State(change.state)); err != nil {

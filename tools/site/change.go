@@ -50,7 +50,7 @@ func (s *Site) PutCard(name, by string, card Card) error {
 	if bytes.Equal(before, data) {
 		return nil
 	}
-	return s.PutFiles(name, by, map[string][]byte{cardFile: data})
+	return s.PutFiles(name, by, map[string][]byte{CardFile: data})
 }
 
 // FailedMachine is the error of somebody who waited for a machine that has failed.

@@ -56,7 +56,8 @@ type BMC struct {
 
 // The names of files in a machine's directory that are not the installer's.
 const (
-	cardFile      = "machine.yaml"
+	// CardFile holds the machine's Card.
+	CardFile      = "machine.yaml"
 	inventoryFile = "inventory.json"
 )
 
@@ -271,7 +272,7 @@ func goArch(name string) string {
 
 func (s *Site) card(name string) (Card, error) {
 	var card Card
-	data, err := readSmall(s.path(machinesDir, name, cardFile), 1<<20)
+	data, err := readSmall(s.path(machinesDir, name, CardFile), 1<<20)
 	if errors.Is(err, fs.ErrNotExist) {
 		return card, nil
 	}
@@ -283,7 +284,7 @@ func (s *Site) card(name string) (Card, error) {
 		}
 	}
 	if err != nil {
-		return card, &Error{CodeMachine, name + "/" + cardFile, err}
+		return card, &Error{CodeMachine, name + "/" + CardFile, err}
 	}
 	return card, nil
 }

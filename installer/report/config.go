@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -107,7 +108,7 @@ func (s *Site) Configuration(ctx context.Context, who Asker) (Configuration, err
 		if wrapped := new(url.Error); errors.As(err, &wrapped) {
 			err = wrapped.Err // without the query
 		}
-		return Configuration{}, &Error{what, err}
+		return Configuration{}, &Error{what + remedy(err), err}
 	}
 	defer answer.Body.Close() // only read from
 	body, err := io.ReadAll(io.LimitReader(answer.Body, mostConfiguration+1))
@@ -133,6 +134,25 @@ func (s *Site) Configuration(ctx context.Context, who Asker) (Configuration, err
 		c.Again = min(max(time.Duration(seconds)*time.Second, shortestAgain), longestAgain)
 	}
 	return c, nil
+}
+
+// remedy is what to do about a certificate that is refused; empty for what is no
+// matter of certificates.
+func remedy(err error) string {
+	var (
+		host      x509.HostnameError
+		authority x509.UnknownAuthorityError
+		invalid   x509.CertificateInvalidError
+	)
+	switch {
+	case errors.As(err, &host):
+		return fmt.Sprintf(" (its certificate is not for %s: add that to names in site.yaml of the server)", host.Host)
+	case errors.As(err, &authority):
+		return " (its certificate is of another site than this boot medium: boot a medium that this server has made)"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return " (its certificate does not fit this machine's clock)"
+	}
+	return ""
 }
 
 func wordOf(status int) Word {

@@ -2,6 +2,8 @@ package report
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -94,6 +96,31 @@ func TestNoConfiguration(t *testing.T) {
 		}
 		if coded := new(Error); err != nil && !errors.As(err, &coded) {
 			t.Errorf("%s: %v has no code", name, err)
+		}
+	}
+}
+
+// TestRemedy: a certificate for another name, or of another site, is told with
+// what to do about it.
+func TestRemedy(t *testing.T) {
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(server.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	mac := netconfig.MAC{0x52, 0x54, 0, 0x12, 0x34, 0x56}
+	for text, c := range map[string]struct {
+		url  string
+		pool *x509.CertPool
+	}{
+		"not for localhost: add that to names in site.yaml": {strings.Replace(server.URL, "127.0.0.1", "localhost", 1), roots},
+		"boot a medium that this server has made":           {server.URL, x509.NewCertPool()},
+	} {
+		site, err := New(c.url, mac, &tls.Config{RootCAs: c.pool})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := site.Configuration(t.Context(), Asker{}); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v: no %q", err, text)
 		}
 	}
 }

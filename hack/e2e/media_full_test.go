@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -152,4 +153,45 @@ func TestMediaPXE(t *testing.T) {
 	await(t, m, 6*time.Minute, regexp.MustCompile(dryPlan.String()+`|`+failedLine.String()))
 	says(t, m, "config: fetching from tftp", "plan: dry run: stopping here")
 	untouched(t, m)
+}
+
+// TestMediaSecureBoot: with Secure Boot on, an ISO image and a stick start by
+// Debian's shim and GRUB; the ISO image still starts by BIOS.
+func TestMediaSecureBoot(t *testing.T) {
+	root := t.TempDir()
+	for _, from := range [][]string{
+		{"tar", "-C", root, "-xf", dracutRoot, "./usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed", "./usr/lib/shim/shimx64.efi.signed"},
+		{"cp", "-a", "--parents", "/usr/lib/ISOLINUX", "/usr/lib/syslinux/modules/bios/ldlinux.c32", root},
+	} {
+		if out, err := exec.Command(from[0], from[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", from, err, out)
+		}
+	}
+	flags := []string{"--append", "installer.dryRun", "--secure-boot", "--boot-files", root}
+	iso, usb := makeBootable(t, "iso", flags...), makeBootable(t, "usb", flags...)
+	atMost(t, iso, 40)
+	for _, c := range []struct {
+		name string
+		uefi bool
+		args []string
+	}{
+		{"iso-cd", true, asCD(iso)}, {"stick", true, asStick(usb)}, {"iso-cd-seabios", false, asCD(iso)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			machine := mediumMachine(t, c.uefi, c.args)
+			if c.uefi {
+				machine.SecureBoot = true
+				if err := qemu.CreateVars(machine.Vars, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lines := keepLines(t)
+			m := powerOn(t, machine, lines)
+			await(t, m, 4*time.Minute, firstPhase)
+			if c.uefi && !strings.Contains(m.Text(), "Secure boot enabled") {
+				t.Error("the kernel does not say that Secure Boot is on")
+			}
+			untouched(t, m)
+		})
+	}
 }

@@ -22,6 +22,10 @@ type BootOptions struct {
 	// volume labelled FIRSTLIGHT: of a stick, its second partition. All other
 	// media leave it out, and Volume makes one that is carried beside them.
 	Beside bool
+	// SecureBoot starts an ISO image and a stick by Debian's signed shim and GRUB
+	// instead of a unified kernel image, which nobody has signed. The kernel must
+	// be one that Debian has signed.
+	SecureBoot bool
 	// Images are carried by the medium with all their objects, for machines with
 	// no network; an ISO image and a stick can do that. They come from Source.
 	Images []string
@@ -92,6 +96,7 @@ type bootable struct {
 	beside, carried   []volumeFile // for a volume labelled FIRSTLIGHT: configuration, images
 	scratch           string       // directory of files that are carried; "" for none
 	files             debianRoot
+	secureBoot        bool
 	mode              os.FileMode       // of the file that is made
 	partitions        []block.Partition // of the stick that was made last
 	report            Report
@@ -120,7 +125,7 @@ func prepare(ctx context.Context, options BootOptions) (*bootable, error) {
 		report.Kernel, report.Release = k.image, k.release
 	}
 	b := &bootable{
-		arch: options.arch(), initramfs: bytes.Join(parts, nil), files: debianRoot(options.Root), beside: beside,
+		arch: options.arch(), initramfs: bytes.Join(parts, nil), files: debianRoot(options.Root), beside: beside, secureBoot: options.SecureBoot,
 		mode: options.mode(), report: report,
 	}
 	if b.files == "" {

@@ -142,6 +142,51 @@ func TestISOHasOneCopyOfEverything(t *testing.T) {
 	checkFAT(t, disc)
 }
 
+// TestSecureBootMedium: with a signed boot loader the CD's directory points at
+// kernel and initramfs in the EFI file system, too.
+func TestSecureBootMedium(t *testing.T) {
+	t.Parallel()
+	options := bootOptions(t)
+	options.SecureBoot, options.Root = true, t.TempDir()
+	for _, file := range []debianFile{isolinuxBin, hybridMBR, ldlinux} {
+		data, err := os.ReadFile(filepath.Join("/", file.path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(options.Root, file.path), data)
+	}
+	if _, err := ISO(t.Context(), options); err == nil || !strings.Contains(err.Error(), "shim-signed") {
+		t.Errorf("without shim: %v", err)
+	}
+	write(t, filepath.Join(options.Root, signed["amd64"].shim.path), []byte("shim"))
+	write(t, filepath.Join(options.Root, signed["amd64"].grub.path), bytes.Repeat([]byte("grub"), 1234))
+	if _, err := ISO(t.Context(), options); err != nil {
+		t.Fatal(err)
+	}
+	disc, err := os.ReadFile(options.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := prepare(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	run(t, "xorriso", "-osirrox", "on", "-indev", options.Out, "-extract", "/", dir)
+	for name, want := range map[string][]byte{kernelName: b.kernel, initrdName: b.initramfs} {
+		got, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s on the CD is not what was given: %v", name, err)
+		}
+		if n := bytes.Count(disc, want); n != 1 {
+			t.Errorf("%s lies on the CD %d times", name, n)
+		}
+	}
+	if _, err := UKI(t.Context(), options); err == nil {
+		t.Error("a UKI with a signed boot loader was made")
+	}
+}
+
 // checkFAT has fsck.fat look at the EFI file system of an image, which begins
 // where the MBR's first entry says.
 func checkFAT(t *testing.T, image []byte) {

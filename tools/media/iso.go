@@ -3,7 +3,6 @@ package media
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -64,13 +63,6 @@ var (
 // bootsBIOS says whether machines of the medium's architecture may have BIOS.
 func (b *bootable) bootsBIOS() bool { return b.arch == "amd64" }
 
-// removableProgram is what a UEFI firmware starts from a medium (UEFI
-// specification, 3.5.1.1).
-var removableProgram = map[string]string{
-	"amd64": "EFI/BOOT/BOOTX64.EFI",
-	"arm64": "EFI/BOOT/BOOTAA64.EFI",
-}
-
 // disc says where on an ISO image its parts lie, in bytes.
 type disc struct {
 	size         int64
@@ -90,7 +82,7 @@ const (
 
 // writeISO writes the file system of a CD to f, with further files in its root.
 func (b *bootable) writeISO(f *os.File, label string, further ...volumeFile) (disc, error) {
-	program, err := b.uki()
+	start, err := b.espFiles()
 	if err != nil {
 		return disc{}, err
 	}
@@ -99,7 +91,7 @@ func (b *bootable) writeISO(f *os.File, label string, further ...volumeFile) (di
 		return disc{}, err
 	}
 	defer os.RemoveAll(workspace) // what is left of it says nothing of the image
-	esp, programAt, err := b.writeESP(filepath.Join(workspace, espName), program)
+	espSize, kernelAt, initramfsAt, err := writeESP(filepath.Join(workspace, espName), start)
 	if err != nil {
 		return disc{}, err
 	}
@@ -123,11 +115,11 @@ func (b *bootable) writeISO(f *os.File, label string, further ...volumeFile) (di
 	if err != nil {
 		return disc{}, err
 	}
-	made := disc{size: tree.size, esp: tree.catalog[len(tree.catalog)-1], espSize: esp}
+	made := disc{size: tree.size, esp: tree.catalog[len(tree.catalog)-1], espSize: espSize}
 	if b.bootsBIOS() {
 		made.isolinux = tree.catalog[0]
-		tree.redirect(kernelName, made.esp+programAt+program.offset[linuxSection], len(b.kernel))
-		tree.redirect(initrdName, made.esp+programAt+program.offset[initrdSection], len(b.initramfs))
+		tree.redirect(kernelName, made.esp+kernelAt, len(b.kernel))
+		tree.redirect(initrdName, made.esp+initramfsAt, len(b.initramfs))
 	}
 	if err := tree.write(f); err != nil {
 		return disc{}, err
@@ -146,37 +138,6 @@ func bytesOf(files []volumeFile) int64 {
 	}
 	return total
 }
-
-// writeESP makes the FAT file system that UEFI starts from; programAt is where
-// in it the program lies, on a border of a CD's sectors.
-func (b *bootable) writeESP(name string, program ukiImage) (size, programAt int64, err error) {
-	f, err := os.Create(name)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	files := []volumeFile{{path: removableProgram[b.arch], data: program.data}}
-	// How long the tables are depends on the size, and where the files begin on
-	// the tables.
-	for size = fatSize(files, 0); ; size += fatRounding {
-		if err := f.Truncate(0); err != nil {
-			return 0, 0, err
-		}
-		if err := f.Truncate(size); err != nil {
-			return 0, 0, err
-		}
-		at, err := writeFAT(f, 0, size, espLabel, files)
-		if err != nil {
-			return 0, 0, err
-		}
-		if programAt = at[files[0].path]; programAt%cdSector == 0 {
-			return size, programAt, nil
-		}
-	}
-}
-
-// espLabel is the label of the file system that UEFI starts from.
-const espLabel = "FIRSTL_EFI"
 
 // biosFiles are what isolinux needs. Kernel and initramfs are one byte long:
 // their entries will point elsewhere.

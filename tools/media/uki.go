@@ -18,6 +18,9 @@ func UKI(ctx context.Context, options BootOptions) (Report, error) {
 	if len(options.Images) > 0 {
 		return Report{}, &Error{code: codeUsage, text: "a UKI cannot carry images: make an ISO image or a stick"}
 	}
+	if options.SecureBoot {
+		return Report{}, &Error{code: codeUsage, text: "a UKI is signed with a key of yours, by sbsign(1): Debian's shim does not start it"}
+	}
 	options.noVolume = true
 	b, err := prepare(ctx, options)
 	if err != nil {

@@ -308,7 +308,9 @@ func (c *common) unchanged(ctx context.Context, s *site.Site, hash string) (rule
 	if err != nil {
 		return rules.Preview{}, rules.World{}, err
 	}
-	// Those that have come since are no part of it.
+	// Those that matched nothing, or have come since, are left alone whatever they
+	// are now.
+	was = was.Decided()
 	waiting = slices.DeleteFunc(waiting, func(m rules.Machine) bool {
 		return !slices.ContainsFunc(was.Machines, func(d rules.Decision) bool { return d.Machine == m.ID })
 	})

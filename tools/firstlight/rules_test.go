@@ -83,14 +83,17 @@ func TestRules(t *testing.T) {
 			t.Errorf("the preview lacks %q:\n%s", text, shown)
 		}
 	}
-	// Whatever changes after the preview refuses it; a machine that comes does not.
+	// Whatever changes after the preview refuses it; a machine that comes, or one
+	// that matched nothing and is another one now, does not.
 	old := hash()
 	l.waits(t, 3, nil)
+	l.waits(t, 2, func(d *inventory.Document) { d.CPUs = 64 })
 	l.must(t, "rules", "apply", old, "--dry-run")
 	l.write(t, "layouts/web.json", `{"BootDriveLayout": [{"MountPoint": "/", "MinimumFreeBytes": 2000000}]}`)
 	if _, stderr, code := l.run(t, "rules", "apply", old); code != exitRefused || !strings.Contains(stderr, "layouts/web.json is another one") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
+	l.waits(t, 2, func(d *inventory.Document) { d.CPUs = 2 })
 	if _, stderr, code := l.run(t, "rules", "apply", "sha256:"+strings.Repeat("0", 64)); code != exitRefused || !strings.Contains(stderr, "no preview") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}

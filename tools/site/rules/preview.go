@@ -284,6 +284,19 @@ func ParsePreview(data []byte) (Preview, error) {
 	return p, nil
 }
 
+// Decided is the preview without the machines that no rule has matched: applying
+// it does nothing to them, whatever becomes of them meanwhile.
+func (p Preview) Decided() Preview {
+	decided := p
+	decided.Machines = nil
+	for _, d := range p.Machines {
+		if d.Rule != "" || d.Problem != "" {
+			decided.Machines = append(decided.Machines, d)
+		}
+	}
+	return decided
+}
+
 // Problems are the machines of which nothing can become although rules match.
 func (p Preview) Problems() (all []Decision) {
 	for _, d := range p.Machines {

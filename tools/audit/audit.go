@@ -223,7 +223,7 @@ func (c *comparison) extra(manifest *image.Manifest) error {
 		if _, known := manifest.Lookup(name); known {
 			return nil
 		}
-		if _, known := c.planned[name]; known || d.IsDir() && c.above[name] {
+		if _, known := c.planned[name]; known || d.IsDir() && (c.above[name] || c.onlyIgnored(name)) {
 			return nil
 		}
 		c.differs(name, Extra, "")
@@ -232,6 +232,28 @@ func (c *comparison) extra(manifest *image.Manifest) error {
 		}
 		return nil
 	})
+}
+
+// onlyIgnored is true of a directory in which there is something, all of which is
+// ignored.
+func (c *comparison) onlyIgnored(directory string) bool {
+	ignored, others := false, false
+	err := fs.WalkDir(c.root.FS(), directory, func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case c.ignored(name):
+			ignored = true
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+		case !d.IsDir():
+			others = true
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return err == nil && ignored && !others
 }
 
 func (c *comparison) sum(name string) (string, error) {

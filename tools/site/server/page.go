@@ -293,7 +293,7 @@ func (s *Server) serveMachines(w http.ResponseWriter, _ *http.Request) {
 	if s.Notices != nil {
 		notices = s.Notices()
 	}
-	writeJSON(w, map[string]any{"format": 1, "machines": slices.Concat([]Row{}, rows), "notices": slices.Concat([]Notice{}, notices)})
+	writeJSON(w, map[string]any{"format": 1, "machines": append([]Row{}, rows...), "notices": append([]Notice{}, notices...)})
 }
 
 func (s *Server) serveOne(w http.ResponseWriter, r *http.Request) {
@@ -344,7 +344,7 @@ func (s *Server) serveAudit(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	writeJSON(w, slices.Concat([]site.Entry{}, trail))
+	writeJSON(w, append([]site.Entry{}, trail...))
 }
 
 // watch tells followers that something has changed.

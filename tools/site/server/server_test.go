@@ -158,6 +158,9 @@ func (l *lab) post(kind report.Kind, v any) {
 // approved by the operator in the site's directory, installs, and boots its disk.
 func TestFromUnknownToInstalled(t *testing.T) {
 	l := newLab(t)
+	l.wants("/api/v1/machines", 200, `"machines": []`)
+	l.wants("/api/v1/audit", 200, "[]")
+	l.wants("/sd", 200, "[]")
 	script := l.wants("/v1/ipxe/"+mac, 200, "#!ipxe\n", "/boot/amd64/vmlinuz initrd=initramfs ", "siteserver="+l.url, "BOOTIF=01-"+mac, "\ninitrd "+l.url+"/boot/amd64/initramfs\nboot\n")
 	if strings.Contains(script, "sanboot") {
 		t.Error("an unknown machine is sent to its disk")

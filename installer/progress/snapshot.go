@@ -38,7 +38,7 @@ type PhaseStatus struct {
 func (s Snapshot) WaitsForPerson() bool {
 	return s.Approval != nil && s.Approval.By == "" || s.Next != nil && s.Next.At.IsZero() && s.Failure == nil ||
 		slices.ContainsFunc(s.Phases, func(p PhaseStatus) bool {
-			return p.State == Waiting && slices.ContainsFunc(s.Holds, func(h Hold) bool { return h.Before == string(p.Phase) })
+			return slices.ContainsFunc(s.Holds, func(h Hold) bool { return h.holds(p) })
 		})
 }
 
@@ -79,7 +79,7 @@ func (s Snapshot) Headline() string {
 	case KindHeld:
 		for _, p := range s.Current() {
 			for _, h := range s.Holds {
-				if h.Before == string(p.Phase) {
+				if h.holds(p) {
 					return "held before " + h.Before + " by " + h.By
 				}
 			}
@@ -164,6 +164,12 @@ type Hold struct {
 	Before string    `json:"before"` // the name of a phase, or "hand-over"
 	By     string    `json:"by"`
 	Since  time.Time `json:"since"`
+}
+
+// holds says whether it is this that a phase waits for. The hand-over, which is no
+// phase, is held in the last one.
+func (h Hold) holds(p PhaseStatus) bool {
+	return p.State == Waiting && (h.Before == string(p.Phase) || h.Before == "hand-over" && p.Phase == Finish)
 }
 
 // Approval is what a plan that needs one has of it.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/firstlight/firstlight/installer/config"
+	"github.com/firstlight/firstlight/installer/trust"
 )
 
 // fileBoot stands for the boot of a machine that fetches its files one by one and
@@ -24,7 +25,8 @@ const (
 )
 
 // ClaimFile is Claim for a machine that fetches its files one by one, by TFTP or
-// from a web server: asking for config.json takes the approval. It returns the
+// from a web server: asking for config.json, or for the
+// signed bundle, takes the approval. It returns the
 // machine's name; a machine that may not be installed gets nothing, and the error
 // says why.
 func (s *Site) ClaimFile(who Identity, file, address string) (string, error) {
@@ -45,12 +47,14 @@ func (s *Site) ClaimFile(who Identity, file, address string) (string, error) {
 	var refused error
 	err = s.changeLocked(m.Name, func(status *Status) error {
 		status.Heard, status.Address = s.now().UTC(), address
+		// What is asked for first: the bundle, where only what is signed counts.
+		first := file == config.MachineFile || file == trust.BundleFile
 		wait := filesTime
-		if file == config.MachineFile {
+		if first {
 			wait = firstFileTime
 		}
 		switch {
-		case status.State == Approved && status.Approval.Action == Install && m.Mistake == "" && file == config.MachineFile:
+		case status.State == Approved && status.Approval.Action == Install && m.Mistake == "" && first:
 			if err := s.note(Entry{Who: "machine", Verb: string(Install), Machine: m.Name, Detail: "begun by " + address}); err != nil {
 				return err
 			}
@@ -59,7 +63,7 @@ func (s *Site) ClaimFile(who Identity, file, address string) (string, error) {
 			return nil
 		case status.State == Installing && status.Boot == fileBoot && s.now().Sub(status.Since) < wait:
 			return nil
-		case status.State == Installing && status.Boot == fileBoot && file == config.MachineFile:
+		case status.State == Installing && status.Boot == fileBoot && first:
 			s.interrupt(m.Name, status)
 		}
 		refused = fail(CodeState, "%s gets no %s: it is %s", m.Name, file, status.Headline())

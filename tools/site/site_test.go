@@ -225,6 +225,36 @@ func TestUnknownMachine(t *testing.T) {
 	}
 }
 
+// TestFilesOneByOne: whoever fetches the files one by one takes the approval with
+// the first of them, and only for so long as no restart can lie between.
+func TestFilesOneByOne(t *testing.T) {
+	for _, first := range []string{"config.json", "bundle.json"} {
+		s, me := open(t), who(t, web1)
+		now := time.Now()
+		s.now = func() time.Time { return now }
+		gets := func(file string, want bool) {
+			t.Helper()
+			if _, err := s.ClaimFile(me, file, "192.0.2.10"); (err == nil) != want {
+				t.Fatalf("%s: %v", file, err)
+			}
+		}
+		gets(first, false)
+		if err := s.Approve("web1", "ann", false); err != nil {
+			t.Fatal(err)
+		}
+		gets("imagename", false) // not the first: who is this?
+		gets(first, true)
+		gets(first, true) // again, over a network that stumbles
+		now = now.Add(2 * time.Minute)
+		gets("imagename", true)
+		gets(first, false) // it was restarted
+		gets("imagename", false)
+		if m, err := s.Machine("web1"); err != nil || m.Status.State != Failed {
+			t.Errorf("%v: %s", err, m.Status.State)
+		}
+	}
+}
+
 func TestTwoMatch(t *testing.T) {
 	s := open(t)
 	write(t, s, map[string]string{

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /run
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /run
-modprobe -a virtio_pci virtio_net
+for module in /drivers/*.ko; do insmod "$module"; done
 for try in $(seq 50); do [ -e /sys/class/net/eth0 ] && break; sleep 0.2; done
 ip link set eth0 up
 ip address add 10.0.2.15/24 dev eth0
@@ -72,14 +73,33 @@ func debianFiles(t *testing.T, programs ...string) initramfs {
 	return files
 }
 
+// drivers are the modules of the network card, named in the order in which they
+// have to be loaded.
+func drivers(t *testing.T, into initramfs) {
+	t.Helper()
+	wanted := []string{"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net"}
+	found := 0
+	err := filepath.WalkDir(filepath.Join(filepath.Dir(site.Kernel()), "lib", "modules"), func(path string, e os.DirEntry, err error) error {
+		if n := slices.Index(wanted, strings.TrimSuffix(filepath.Base(path), ".ko")); err == nil && n >= 0 && strings.HasSuffix(path, ".ko") {
+			into[fmt.Sprintf("drivers/%d-%s", n, filepath.Base(path))] = initFile{readFile(t, path), 0o644}
+			found++
+		}
+		return err
+	})
+	if err != nil || found != len(wanted) {
+		t.Fatalf("%d of %d drivers are beside %s: %v", found, len(wanted), site.Kernel(), err)
+	}
+}
+
 // TestSiteTakeover: a machine that runs Debian is taken over by ssh, and the
 // installer starts on it with the configuration that it was given.
 func TestSiteTakeover(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	files := debianFiles(t, "bash", "cat", "chmod", "cut", "df", "dropbear", "head", "id", "ip", "mkdir", "mktemp", "modprobe",
+	files := debianFiles(t, "bash", "cat", "chmod", "cut", "df", "dropbear", "head", "id", "ip", "mkdir", "mktemp", "insmod",
 		"mount", "rm", "sed", "seq", "sha256sum", "sleep", "sync", "tr", "uname")
 	files["usr/bin/sh"] = files["usr/bin/bash"]
+	drivers(t, files)
 	files["start"] = initFile{[]byte(debianStart), 0o755}
 	dir := t.TempDir()
 	identity, hostKey := filepath.Join(dir, "identity"), filepath.Join(dir, "hostkey")

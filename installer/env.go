@@ -23,6 +23,7 @@ const (
 	certFile       = "/etc/ssl/installer/cert.pem"
 	keyFile        = "/etc/ssl/installer/key.pem"
 	trustDirectory = "/etc/installer/trust"
+	mediumOptions  = "/etc/installer/options"
 )
 
 // env is the machine as the pipeline sees it: every seam between deciding and

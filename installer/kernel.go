@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -15,14 +16,23 @@ type kernelArgument struct {
 // it: at blanks, double quotes protecting them (kernel-parameters.rst).
 type kernelArguments []kernelArgument
 
-// kernelCommandLine is that of the running kernel; empty where /proc is not
-// mounted.
+// kernelCommandLine is that of the running kernel, after what the boot medium
+// says in addition; empty where there is neither.
 func kernelCommandLine() kernelArguments {
-	data, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return nil // without /proc there is nothing to obey
-	}
-	return splitKernelCommandLine(string(data))
+	// Without /proc there is nothing to obey, and most media say nothing.
+	running, _ := os.ReadFile("/proc/cmdline")
+	medium, _ := os.ReadFile(mediumOptions)
+	return withMedium(string(medium), string(running))
+}
+
+// withMedium is what the medium says, followed by what the kernel was given:
+// that counts where both say something. The medium says it twice, for there are
+// boot loaders that hand over a command line of their own in place of the one in
+// a unified kernel image: iPXE gives the name of the file.
+func withMedium(medium, running string) kernelArguments {
+	given := splitKernelCommandLine(running)
+	said := slices.DeleteFunc(splitKernelCommandLine(medium), func(a kernelArgument) bool { return slices.Contains(given, a) })
+	return append(said, given...)
 }
 
 func splitKernelCommandLine(line string) kernelArguments {

@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"io"
+	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestFlagPrecedenceIsArgumentKernelDefault(t *testing.T) {
@@ -56,6 +59,31 @@ func TestHelpNamesEveryCommandAndFlagOfTheModel(t *testing.T) {
 		decode-base64 dhcp-request generate-random kexec-image list-drives list-images load-configuration-from-tftp load-image plan`) {
 		if !strings.Contains(help.String(), "  "+word+" ") && !strings.Contains(help.String(), "  "+word+"\n") {
 			t.Errorf("help does not name %s", word)
+		}
+	}
+}
+
+// TestOptionsOfTheMedium: a loader that hands over another command line does not
+// take away what the medium says; what is given at the loader counts more.
+func TestOptionsOfTheMedium(t *testing.T) {
+	for _, c := range []struct {
+		medium, running string
+		dryRun          bool
+		patience        time.Duration
+		words           int
+	}{
+		{"installer.dryRun installer.volumePatience=5s\n", "firstlight.efi", true, 5 * time.Second, 3},
+		{"installer.dryRun\n", "console=tty0 installer.dryRun", true, 0, 2},
+		{"installer.volumePatience=5s\n", "installer.volumePatience=1m", false, time.Minute, 2},
+		{"", "installer.dryRun=false", false, 0, 1},
+	} {
+		words := withMedium(c.medium, c.running)
+		opt, err := parseOptions([]string{}, words, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if os.Geteuid() == 0 && opt.dryRun != c.dryRun || opt.volumePatience != c.patience || len(words) != c.words {
+			t.Errorf("%q, then %q: %v, %v, %v", c.medium, c.running, opt.dryRun, opt.volumePatience, words)
 		}
 	}
 }

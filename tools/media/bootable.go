@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/firstlight/firstlight/storage/block"
 )
@@ -113,6 +114,12 @@ func prepare(ctx context.Context, options BootOptions) (*bootable, error) {
 		}
 		options.Files = ""
 	}
+	if volume != "" {
+		options.options = "installer.volumePatience=" + volume + " "
+	}
+	// Also in the initramfs: some loaders hand over a command line of their own
+	// in place of the one in a unified kernel image.
+	options.options = strings.TrimSpace(options.options + options.CommandLine)
 	parts, report, err := assemble(ctx, options.Options)
 	if err != nil {
 		return nil, err
@@ -135,13 +142,7 @@ func prepare(ctx context.Context, options BootOptions) (*bootable, error) {
 		return nil, err
 	}
 	b.report.part("kernel", int64(len(b.kernel)))
-	b.commandLine = consoles[b.arch]
-	if volume != "" {
-		b.commandLine += " installer.volumePatience=" + volume
-	}
-	if options.CommandLine != "" {
-		b.commandLine += " " + options.CommandLine
-	}
+	b.commandLine = strings.TrimSpace(consoles[b.arch] + " " + options.options)
 	if len(options.Images) == 0 {
 		return b, nil
 	}

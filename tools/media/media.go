@@ -62,6 +62,8 @@ type Options struct {
 	WithIdentity bool
 	// Out is the file to write, whole or not at all.
 	Out string
+
+	options string // for the installer: what the medium's command line says, too
 }
 
 // Part is one archive of an initramfs.
@@ -231,6 +233,9 @@ func siteFiles(options Options) (archive, error) {
 			return nil, &Error{code: codeUsage, text: options.CA + " holds no certificate in PEM form"}
 		}
 		files["etc/ssl/CA.pem"] = archiveFile{data, 0o644}
+	}
+	if options.options != "" {
+		files["etc/installer/options"] = archiveFile{[]byte(options.options + "\n"), 0o644}
 	}
 	if err := addTrust(files, options.Trust, options.Threshold); err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,12 +22,14 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 )
 
-// host is a real sshd (dropbear), in a mount namespace where root's home and
-// what the kernel says of kexec are the test's.
+// host is a real sshd (dropbear), in namespaces of its own: root's home, what the
+// kernel says of kexec, and what it is told are the test's, and its processes are
+// alone.
 type host struct {
 	login  Login
 	dir    string
 	public ssh.PublicKey // its host key
+	off    func()        // as kexec would: all that runs there is gone at once
 }
 
 // serve starts sshd. The kernel shows these files in /sys/kernel and
@@ -63,6 +66,7 @@ func serve(t *testing.T, sys, proc map[string]string) *host {
 		write("proc/"+name, text, 0o644)
 	}
 	write("environ", "", 0o644)
+	write("sysrq", "", 0o644)
 
 	key := filepath.Join(h.dir, "hostkey")
 	out, err := exec.Command("dropbearkey", "-t", "ed25519", "-f", key).CombinedOutput()
@@ -86,6 +90,7 @@ func serve(t *testing.T, sys, proc map[string]string) *host {
 	}
 	script := `set -e
 mount --make-rprivate /
+[ ! -e /proc/sysrq-trigger ] || mount --bind "$1/sysrq" /proc/sysrq-trigger
 mount --bind "$1/environ" /proc/1/environ
 mount --bind "$1/home" "$(getent passwd root | cut -d: -f6)"
 mount --bind "$1/sys" /sys/kernel
@@ -95,14 +100,18 @@ exec dropbear -F -E -s -P "$1/pid" -r "$1/hostkey" -p "$2"
 `
 	var log bytes.Buffer
 	ctx, cancel := context.WithCancel(context.Background())
-	daemon := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script, "sh", h.dir, address)
+	daemon := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", h.dir, address)
 	daemon.Stdout, daemon.Stderr = &log, &log
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	ended := sync.OnceFunc(func() {
 		cancel()
 		_ = daemon.Wait() // it was ended
+	})
+	h.off = ended
+	t.Cleanup(func() {
+		ended()
 		if t.Failed() {
 			t.Logf("sshd says:\n%s", log.String())
 		}
@@ -223,6 +232,50 @@ func TestPrepare(t *testing.T) {
 	}
 	if said, err = os.ReadFile(calls); err != nil || !strings.Contains(string(said), "<-s>\n<-l>\n<"+p.directory+"/vmlinuz>\n<--initrd="+p.directory+"/initramfs>\n<--command-line="+n.CommandLine+">\n<-s>\n<-u>\n") {
 		t.Errorf("kexec was called as\n%s (%v)", said, err)
+	}
+}
+
+// The jump: the disks are synced and made read-only before it, and it is done when
+// the host is gone.
+func TestGo(t *testing.T) {
+	h := serve(t, can(), nil)
+	r, err := Dial(t.Context(), h.login)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	f, err := r.Look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Program = ""
+	jumped := filepath.Join(h.dir, "jumped")
+	n := Next{Kernel: []byte("kernel"), CommandLine: "quiet"}
+	n.Initramfs = initramfs(t, "#!/bin/sh\nif [ \"$1\" = -e ]; then echo e >"+jumped+"; sleep 1000; fi\n")
+	p, err := r.Prepare(t.Context(), f, n, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range 300 {
+			if _, err := os.Stat(jumped); err == nil {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		h.off()
+	}()
+	if err := p.Go(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(jumped); err != nil {
+		t.Errorf("kexec was not called: %v", err)
+	}
+	// Kernels without it have their disks synced only.
+	if _, err := os.Stat("/proc/sysrq-trigger"); err == nil {
+		if said, err := os.ReadFile(filepath.Join(h.dir, "sysrq")); err != nil || strings.TrimSpace(string(said)) != "u" {
+			t.Errorf("the last that the kernel was told is %q: %v", said, err)
+		}
 	}
 }
 

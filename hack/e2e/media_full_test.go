@@ -19,6 +19,7 @@ import (
 func TestMediaFirmwares(t *testing.T) {
 	iso, usb := makeBootable(t, "iso", "--append", "installer.dryRun"), makeBootable(t, "usb", "--append", "installer.dryRun")
 	atMost(t, usb, 40)
+	atMost(t, makeBootable(t, "usb", "--modules", "all"), 120)
 	for _, c := range []struct {
 		name   string
 		uefi   bool

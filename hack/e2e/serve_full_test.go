@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -21,11 +22,25 @@ const layoutOnce = `{"BootDriveLayout": [{"FileSystemType": "ext4", "MountPoint"
 // name says what a machine shall be.
 func (s *served) name(t *testing.T, id, name string) {
 	t.Helper()
-	layout := filepath.Join(t.TempDir(), "layout.json")
-	if err := os.WriteFile(layout, []byte(layoutOnce), 0o644); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	config := fmt.Sprintf(`{"Machine": {"Hostname": %q, "HostIpAddress": "10.99.0.60", "HostMacAddress": %q},
+		"Subnets": [{"Id": "lan", "IpGateway": "10.99.0.2", "IpMask": "255.255.255.0", "DomainName": "demo.test", "DomainNameServers": ["10.99.0.2"]}]}`, name, servedMAC)
+	for file, text := range map[string]string{"layout.json": layoutOnce, "config.json": config} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
-	s.firstlight("machine", "set", id, "--name", name, "--image", site.Image, "--layout", layout)
+	s.firstlight("machine", "set", id, "--name", name, "--image", site.Image, "--layout", filepath.Join(dir, "layout.json"), "--config", filepath.Join(dir, "config.json"))
+}
+
+// report is what a new system says of itself, from its network.
+func (s *served) report(t *testing.T, id string) {
+	t.Helper()
+	cmd := exec.Command("ip", "netns", "exec", s.space+"-router", "socat", "-", "TCP:10.99.0.1:8080")
+	cmd.Stdin = strings.NewReader("POST /v1/machines/" + id + "/receipt HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), " 204 ") {
+		t.Fatalf("reporting: %v: %s", err, out)
+	}
 }
 
 // newServedWithImage is newServed with the image of all tests.
@@ -70,11 +85,14 @@ func TestServeInstall(t *testing.T) {
 	if found[2] != "" {
 		t.Fatalf("FAILED %s: %s", found[2], found[3])
 	}
-	s.eventually(time.Minute, "told of the hand-over", func() bool {
-		return strings.HasPrefix(s.headline(lab.Hostname), "handed over") || s.headline(lab.Hostname) == "installed"
-	})
 	awaitLogin(t, m)
-	s.eventually(time.Minute, "seen", func() bool { return s.headline(lab.Hostname) == "installed" })
+	if got := s.headline(lab.Hostname); got != "handed over, not seen since" {
+		t.Errorf("its new system has said nothing, and it is %q", got)
+	}
+	s.report(t, servedID)
+	if got := s.headline(lab.Hostname); got != "installed" {
+		t.Errorf("its new system has reported itself, and it is %q", got)
+	}
 	m.Kill()
 
 	// Its firmware still asks the network first.

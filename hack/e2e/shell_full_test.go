@@ -82,16 +82,16 @@ func TestInstallerShell(t *testing.T) {
 	if code != 8 || !strings.Contains(stderr, "firstlight installer-shell --fingerprint "+fingerprint+" 127.0.0.1") {
 		t.Errorf("an unknown certificate: exit %d", code)
 	}
-	if out, _, code := operator(append(pinned, "--", "sh", "-c", "cat /proc/1/comm; ls /run/installer/log; exit 3")...); code != 3 || !strings.Contains(out, "/run/installer/log") {
+	if out, _, code := operator(append(pinned, "--", "sh", "-c", "cat /proc/1/comm; ls /run/installer/log; exit 3")...); code != 3 || out != "init\nlog\n" {
 		t.Errorf("a command: exit %d, %q", code, out)
 	}
 	// A terminal, by someone else's program.
 	typed := exec.CommandContext(ctx, "script", "-qefc", strings.Join(append([]string{filepath.Join(checkout, "bin", "firstlight"), "--site", site.Dir,
 		"installer-shell", "--port", fmt.Sprint(port), "--record", filepath.Join(dir, "cast")}, pinned...), " "), "/dev/null")
 	typed.Env = append(os.Environ(), "TERM=xterm")
-	typed.Stdin = strings.NewReader("echo in-$((6*7))-$(tty)\nexit 5\n")
+	typed.Stdin = strings.NewReader("echo in-$((6*7))-; tty\nexit 5\n")
 	out, err := typed.CombinedOutput()
-	if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 5 || !bytes.Contains(out, []byte("in-42-/dev/pts/")) {
+	if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 5 || !bytes.Contains(out, []byte("in-42-")) || !bytes.Contains(out, []byte("/dev/pts/")) {
 		t.Errorf("a terminal: %v\n%s", err, out)
 	}
 	if cast, err := os.ReadFile(filepath.Join(dir, "cast")); err != nil || !bytes.HasPrefix(cast, []byte(`{"version":2,`)) || !bytes.Contains(cast, []byte("in-42-")) {

@@ -158,6 +158,9 @@ func (i *installation) installBootLoader(ctx context.Context) error {
 	if err := i.runBootLoader(ctx); err != nil {
 		return err
 	}
+	if err := i.noteBootSettings(); err != nil {
+		return err
+	}
 	if i.by != plan.Kexec {
 		return nil
 	}
@@ -165,6 +168,26 @@ func (i *installation) installBootLoader(ctx context.Context) error {
 		// The disk is bootable: a firmware reboot is slower, and as good.
 		i.model.Warn(progress.Boot, fmt.Sprintf("%s: %v; the machine will reboot through its firmware", progress.Code(err), err))
 		i.by = plan.Reboot
+	}
+	return nil
+}
+
+// noteBootSettings keeps for the receipt what the boot loader was told.
+func (i *installation) noteBootSettings() error {
+	for _, name := range bootloader.SettingsFiles() {
+		file := target.Name(name)
+		info, err := i.root.Lstat(file)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		data, err := i.root.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		i.written = append(i.written, receipt.WrittenFile(name, uint32(info.Mode().Perm()), data, false))
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func TestTrustApproval(t *testing.T) {
 	m := powerOn(t, qemu.Config{
 		Accel: accel, Kernel: site.Kernel(), Initrd: site.Initramfs(), CommandLine: lab.CommandLine,
 		Net:   qemu.Net{TFTP: tftp, Forwards: map[int]int{port: 6978}},
-		Disks: []qemu.Disk{{Path: disk}}, NoReboot: true, MemoryMiB: 2048,
+		Disks: []qemu.Disk{{Path: disk, Serial: "approve-0"}}, NoReboot: true, MemoryMiB: 2048,
 	}, lines)
 	found := await(t, m, 4*time.Minute, regexp.MustCompile(`commit: waiting for approval: .* (sha256:[0-9a-f]{64})|`+failedLine.String()))
 	hash := found[1]
@@ -133,7 +133,7 @@ func TestTrustApproval(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if receipt.Fingerprint(by) != fingerprint || r.Plan != hash || r.Approved != "admin" || len(r.Disks) != 1 || r.Disks[0].Serial != "lab-0" || r.Image.Name != site.Image || len(r.Steps) != 2 {
+	if receipt.Fingerprint(by) != fingerprint || r.Plan != hash || r.Approved != "admin" || len(r.Disks) != 1 || r.Disks[0].Serial != "approve-0" || r.Image.Name != site.Image || len(r.Steps) != 2 {
 		t.Errorf("the receipt says %+v", r)
 	}
 	verify := func(want int, args ...string) []audit.Difference {

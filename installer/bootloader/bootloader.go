@@ -55,6 +55,12 @@ type Target struct {
 	Sync func() error
 }
 
+// SettingsFiles are the files outside /boot in which Install may leave settings of ours,
+// for those who want to know what was written: any of them may not be there.
+func SettingsFiles() []string {
+	return []string{"/etc/default/grub.d/firstlight.cfg", "/etc/default/grub", "/etc/kernel/cmdline", "/etc/kernel/entry-token"}
+}
+
 // Codes of Error.
 const (
 	CodeNotMounted = "BOO-020" // the root is not as Target says

@@ -5,6 +5,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -48,6 +49,8 @@ type Options struct {
 	MakeMedia func(ctx context.Context, dir string, urls Addresses) ([]server.Notice, error)
 	// Ready is called once when the page can be reached.
 	Ready   func(address net.Addr)
+	// Retry is the time until what could not start is tried again; 0 is 5 seconds.
+	Retry   time.Duration
 	Log     *slog.Logger
 	Version string
 	Now     func() time.Time
@@ -189,7 +192,7 @@ func (r *running) keepServing(ctx context.Context, what string, serve func(conte
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(retryInterval):
+		case <-time.After(cmp.Or(r.Retry, retryInterval)):
 		}
 	}
 }

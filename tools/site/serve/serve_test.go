@@ -122,7 +122,7 @@ func serve(t *testing.T, lan string, mode netboot.Mode, change func(*Options)) *
 	}
 	ready := make(chan struct{})
 	o := Options{
-		Site: s, Interface: "lan0", DHCP: mode, HTTP: ":8080", TFTP: true, Version: "test", Now: time.Now,
+		Site: s, Interface: "lan0", DHCP: mode, HTTP: ":8080", TFTP: true, Version: "test", Now: time.Now, Retry: time.Second,
 		Log:   slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Ready: func(net.Addr) { close(ready) },
 		MakeMedia: func(_ context.Context, dir string, _ Addresses) ([]server.Notice, error) {
@@ -211,7 +211,7 @@ func TestMachine(t *testing.T) {
 // discover asks for an address as firmware does, and says who offers what.
 func discover(t *testing.T, class string) string {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}
-	client, err := nclient4.New("eth0", nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(1))
+	client, err := nclient4.New("eth0", nclient4.WithTimeout(time.Second), nclient4.WithRetry(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func discover(t *testing.T, class string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	offers := map[string]string{}
 	_, _ = client.SendAndRead(ctx, nclient4.DefaultServers, m, func(o *dhcpv4.DHCPv4) bool { // it ends by its time

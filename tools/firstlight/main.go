@@ -21,6 +21,8 @@ import (
 	"github.com/firstlight/firstlight/imageserver/ingest"
 	"github.com/firstlight/firstlight/imageserver/object"
 	"github.com/firstlight/firstlight/installer/plan"
+	"github.com/firstlight/firstlight/storage"
+	"github.com/firstlight/firstlight/tools/media"
 	"github.com/firstlight/firstlight/tools/pki"
 	"github.com/firstlight/firstlight/tools/shell"
 	"github.com/firstlight/firstlight/tools/site"
@@ -200,7 +202,7 @@ func exitCodeOf(code string) int {
 		return exitDamaged
 	case client.CodeBadName, pki.CodeRequest, shell.CodeBadFingerprint:
 		return exitUsage
-	case pki.CodeExists, shell.CodeNotNow, rules.CodeRefused, takeover.CodeUnable, site.CodeState, site.CodeTwice:
+	case media.CodeTarget, media.CodeArch, media.CodeSecret, storage.CodeBusy, pki.CodeExists, shell.CodeNotNow, rules.CodeRefused, takeover.CodeUnable, site.CodeState, site.CodeTwice:
 		return exitRefused
 	case site.CodeUnknown:
 		return exitNotFound

@@ -224,6 +224,11 @@ func TestExitCodes(t *testing.T) {
 		"unknown role":           {"keys issue bob --role root", 2, "viewer, operator, admin"},
 		"bad name to add":        {"image add a//1 " + root, 2, "slash"},
 		"no base for the medium": {"media initramfs --out /nonexistent/x --base /nonexistent --kernel /nonexistent", 2, "make initramfs"},
+		"a key in the ISO image": {"media iso --out /nonexistent/x --installer-cert a --installer-key b", 6, "--with-identity"},
+		"a file and a stick":     {"media usb --out /nonexistent/x --write /dev/null", 2, "give one"},
+		"a stick that is none":   {"media usb --write /dev/null --no-ca --base main_test.go", 6, "no whole disk"},
+		"two configurations":     {"media iso --out /nonexistent/x --files a --machine b --base main_test.go", 2, "give one"},
+		"a machine elsewhere":    {"media iso --out /nonexistent/x --machine ../b --base main_test.go", 2, "no name of a machine"},
 		"a key in the medium":    {"media initramfs --out /nonexistent/x --installer-cert a --installer-key b", 6, "--with-identity"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -258,7 +258,7 @@ func TestStickIsWritten(t *testing.T) {
 	small := write(t, filepath.Join(t.TempDir(), "small"), bytes.Repeat([]byte("old data"), 1<<20/8))
 	_, err = WriteStick(t.Context(), options, small, nil)
 	var coded *Error
-	if !errors.As(err, &coded) || coded.Code() != codeTarget {
+	if !errors.As(err, &coded) || coded.Code() != CodeTarget {
 		t.Errorf("a disk that is too small: %v", err)
 	}
 	if data, err := os.ReadFile(small); err != nil || !bytes.HasPrefix(data, []byte("old data")) {
@@ -278,7 +278,7 @@ func TestAWornOutStickIsNoticed(t *testing.T) {
 	image := bytes.NewReader(bytes.Repeat([]byte{7}, 4<<20))
 	err = copyToStick(t.Context(), forgetful{disk}, image, 4<<20, 2<<20, nil)
 	var coded *Error
-	if !errors.As(err, &coded) || coded.Code() != codeTarget {
+	if !errors.As(err, &coded) || coded.Code() != CodeTarget {
 		t.Errorf("got %v", err)
 	}
 }
@@ -336,7 +336,7 @@ func TestMediaThatCannotBeMade(t *testing.T) {
 		change func(*BootOptions)
 		code   string
 	}{
-		"a kernel for another machine": {func(o *BootOptions) { o.Arch = "arm64" }, codeArch},
+		"a kernel for another machine": {func(o *BootOptions) { o.Arch = "arm64" }, CodeArch},
 		"no such architecture":         {func(o *BootOptions) { o.Arch = "sparc" }, codeUsage},
 		"a kernel that is none":        {func(o *BootOptions) { o.KernelDir = kernelDir(t) }, codeKernel},
 		"no boot files":                {func(o *BootOptions) { o.Root = t.TempDir() }, codeBootFile},

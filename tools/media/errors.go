@@ -2,15 +2,16 @@ package media
 
 import "fmt"
 
-// Codes of this package's errors; docs/errors.md says what to do about each.
+// Codes of this package's errors; docs/errors.md says what to do about each. Those
+// that others know by name are refusals, rather than mistakes.
 const (
 	codeUsage  = "BOO-040" // an input of the medium is missing or no such thing
 	codeKernel = "BOO-041" // the kernel directory is not complete
-	codeSecret = "BOO-042" // a private key would go into the medium
+	CodeSecret = "BOO-042" // a private key would go into the medium
 
 	codeBootFile = "BOO-043" // one of Debian's boot files is missing or of no use
-	codeArch     = "BOO-044" // kernel, image and medium are of different architectures
-	codeTarget   = "BOO-046" // the disk to write to is not one to write to
+	CodeArch     = "BOO-044" // kernel, image and medium are of different architectures
+	CodeTarget   = "BOO-046" // the disk to write to is not one to write to
 )
 
 // Error is a medium that cannot be made, and why.

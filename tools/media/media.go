@@ -227,7 +227,7 @@ func siteFiles(options Options) (archive, error) {
 			return nil, &Error{code: codeUsage, text: "the certificate authority cannot be read", err: err}
 		}
 		if strings.Contains(string(data), "PRIVATE KEY") {
-			return nil, &Error{code: codeSecret, text: options.CA + " has a private key in it; give the certificate alone"}
+			return nil, &Error{code: CodeSecret, text: options.CA + " has a private key in it; give the certificate alone"}
 		}
 		if !x509.NewCertPool().AppendCertsFromPEM(data) {
 			return nil, &Error{code: codeUsage, text: options.CA + " holds no certificate in PEM form"}
@@ -244,7 +244,7 @@ func siteFiles(options Options) (archive, error) {
 	case options.WithIdentity && (options.Cert == "" || options.Key == ""):
 		return nil, &Error{code: codeUsage, text: "an identity needs both a certificate and its key"}
 	case !options.WithIdentity && (options.Cert != "" || options.Key != ""):
-		return nil, &Error{code: codeSecret, text: "a private key goes into a medium only with --with-identity: whoever reads the medium can use it"}
+		return nil, &Error{code: CodeSecret, text: "a private key goes into a medium only with --with-identity: whoever reads the medium can use it"}
 	case options.WithIdentity:
 		if _, err := tls.LoadX509KeyPair(options.Cert, options.Key); err != nil {
 			return nil, &Error{code: codeUsage, text: "certificate and key do not belong together", err: err}
@@ -276,7 +276,7 @@ func addTrust(files archive, keys []string, threshold int) error {
 			return &Error{code: codeUsage, text: "a trust key cannot be read", err: err}
 		}
 		if strings.Contains(string(data), "PRIVATE KEY") {
-			return &Error{code: codeSecret, text: file + " is a private key; give the public one, NAME.pub"}
+			return &Error{code: CodeSecret, text: file + " is a private key; give the public one, NAME.pub"}
 		}
 		name := strings.TrimSuffix(filepath.Base(file), ".pub") + ".pub"
 		if _, taken := policy[name]; taken {
@@ -318,7 +318,7 @@ func configuration(dir string) ([]volumeFile, error) {
 			return err
 		}
 		if strings.Contains(string(data), "PRIVATE KEY-----") {
-			return &Error{code: codeSecret, text: name + " is a private key; it does not belong among the configuration files"}
+			return &Error{code: CodeSecret, text: name + " is a private key; it does not belong among the configuration files"}
 		}
 		below, err := filepath.Rel(dir, name)
 		if err != nil {

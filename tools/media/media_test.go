@@ -340,11 +340,11 @@ func TestInitramfsRefuses(t *testing.T) {
 		{"an empty index", codeKernel, func(o *Options) { o.KernelDir = notIndexed }},
 		{"a CA that is none", codeUsage, func(o *Options) { o.CA = text }},
 		{"a missing CA", codeUsage, func(o *Options) { o.CA = filepath.Join(kernel, "missing") }},
-		{"a key for a CA", codeSecret, func(o *Options) { o.CA = key }},
-		{"a key among the files", codeSecret, func(o *Options) { o.Files = withKey }},
+		{"a key for a CA", CodeSecret, func(o *Options) { o.CA = key }},
+		{"a key among the files", CodeSecret, func(o *Options) { o.Files = withKey }},
 		{"no files", codeUsage, func(o *Options) { o.Files = t.TempDir() }},
 		{"a missing directory", codeUsage, func(o *Options) { o.Files = filepath.Join(kernel, "missing") }},
-		{"an identity not asked for", codeSecret, func(o *Options) { o.Cert, o.Key = certificate, key }},
+		{"an identity not asked for", CodeSecret, func(o *Options) { o.Cert, o.Key = certificate, key }},
 		{"half an identity", codeUsage, func(o *Options) { o.Cert, o.WithIdentity = certificate, true }},
 		{"a damaged identity", codeUsage, func(o *Options) { o.Cert, o.Key, o.WithIdentity = certificate, text, true }},
 	} {
@@ -442,7 +442,7 @@ func TestForOneMachine(t *testing.T) {
 		}
 	}
 	for text, code := range map[string]string{
-		`{"format":1,"arch":"arm64","modules":["igb"]}`: codeArch,
+		`{"format":1,"arch":"arm64","modules":["igb"]}`: CodeArch,
 		`{"format":1,"arch":"amd64"}`:                   codeUsage,
 		`{`:                                             codeUsage,
 	} {

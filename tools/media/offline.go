@@ -43,7 +43,7 @@ func carryImages(ctx context.Context, source ImageSource, names []string, arch, 
 			return nil, fmt.Errorf("reading the manifest of %s: %w", found.Name, err)
 		}
 		if is := manifest.Attributes[image.AttrArch]; is != arch {
-			return nil, &Error{code: codeArch, text: fmt.Sprintf("the image %s is for %s, and the medium is for %s", found.Name, is, arch)}
+			return nil, &Error{code: CodeArch, text: fmt.Sprintf("the image %s is for %s, and the medium is for %s", found.Name, is, arch)}
 		}
 		one := offline.Image{Name: found.Name, Digest: found.Digest, Manifest: fmt.Sprintf("image%d.manifest", n)}
 		if name != found.Name {

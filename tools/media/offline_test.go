@@ -108,7 +108,7 @@ func TestImagesThatCannotBeCarried(t *testing.T) {
 		write  func(context.Context, BootOptions) (Report, error)
 		code   string
 	}{
-		"for another architecture": {newShelf(t, "arm64"), USB, codeArch},
+		"for another architecture": {newShelf(t, "arm64"), USB, CodeArch},
 		"in a UKI":                 {newShelf(t, "amd64"), UKI, codeUsage},
 		"damaged":                  {damaged, USB, "IMG-080"},
 	} {

@@ -117,7 +117,7 @@ func (o Options) wantedByInventory() (func(*modules.Index) []string, error) {
 	}
 	switch {
 	case machine.Arch != o.arch():
-		return nil, &Error{code: codeArch, text: fmt.Sprintf("%s is of a machine with %s, and the medium is for %s", o.For, machine.Arch, o.arch())}
+		return nil, &Error{code: CodeArch, text: fmt.Sprintf("%s is of a machine with %s, and the medium is for %s", o.For, machine.Arch, o.arch())}
 	case len(machine.Modules) == 0:
 		return nil, &Error{code: codeUsage, text: o.For + " names no kernel modules: it was taken by an older installer, or by a kernel that has everything built in"}
 	}

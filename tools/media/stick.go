@@ -21,7 +21,7 @@ import (
 func FindStick(sys fs.FS, path string) (storage.Disk, error) {
 	device, err := filepath.EvalSymlinks(path) // names below /dev/disk are links
 	if err != nil {
-		return storage.Disk{}, &Error{code: codeTarget, text: "there is no such disk", err: err}
+		return storage.Disk{}, &Error{code: CodeTarget, text: "there is no such disk", err: err}
 	}
 	found, err := inventory.Read(sys)
 	if err != nil {
@@ -33,17 +33,17 @@ func FindStick(sys fs.FS, path string) (storage.Disk, error) {
 		}
 		switch {
 		case !strings.EqualFold(disk.Transport, "usb") && !strings.EqualFold(disk.Transport, "mmc") && !disk.Removable:
-			return disk, &Error{code: codeTarget, text: disk.Title() + " is built into this machine: media are written to USB disks, removable ones and memory cards only"}
+			return disk, &Error{code: CodeTarget, text: disk.Title() + " is built into this machine: media are written to USB disks, removable ones and memory cards only"}
 		case disk.ReadOnly:
-			return disk, &Error{code: codeTarget, text: disk.Title() + " is write-protected"}
+			return disk, &Error{code: CodeTarget, text: disk.Title() + " is write-protected"}
 		case disk.Size == 0:
-			return disk, &Error{code: codeTarget, text: disk.Path + " has no size: is there a medium in it?"}
+			return disk, &Error{code: CodeTarget, text: disk.Path + " has no size: is there a medium in it?"}
 		case disk.SectorSize != sector:
-			return disk, &Error{code: codeTarget, text: fmt.Sprintf("%s has sectors of %d bytes, and the medium is made for %d", disk.Title(), disk.SectorSize, sector)}
+			return disk, &Error{code: CodeTarget, text: fmt.Sprintf("%s has sectors of %d bytes, and the medium is made for %d", disk.Title(), disk.SectorSize, sector)}
 		}
 		return disk, nil
 	}
-	return storage.Disk{}, &Error{code: codeTarget, text: device + " is no whole disk of this machine; give the disk itself, /dev/sdX"}
+	return storage.Disk{}, &Error{code: CodeTarget, text: device + " is no whole disk of this machine; give the disk itself, /dev/sdX"}
 }
 
 // WriteStick writes what USB makes to a disk, with a partition table that ends
@@ -158,7 +158,7 @@ func sameRun(ctx context.Context, a, b io.ReaderAt, at, end int64) error {
 			return err
 		}
 		if !bytes.Equal(one[:n], other[:n]) {
-			return &Error{code: codeTarget, text: fmt.Sprintf("what was written at byte %d is not what is read there: the disk is worn out, or smaller than it says", at)}
+			return &Error{code: CodeTarget, text: fmt.Sprintf("what was written at byte %d is not what is read there: the disk is worn out, or smaller than it says", at)}
 		}
 		at += n
 	}

@@ -165,7 +165,7 @@ func readKernel(name, arch string) ([]byte, error) {
 	case err != nil:
 		return nil, &Error{code: codeKernel, text: name, err: err}
 	case is != arch:
-		return nil, &Error{code: codeArch, text: fmt.Sprintf("%s is a kernel for %s, and the medium is for %s", name, is, arch)}
+		return nil, &Error{code: CodeArch, text: fmt.Sprintf("%s is a kernel for %s, and the medium is for %s", name, is, arch)}
 	}
 	return data, nil
 }

@@ -63,7 +63,7 @@ func (b *bootable) writeUSB(f *os.File, size int64) (used int64, err error) {
 	if least := alignUp(used+gptEnd, align); size == 0 {
 		size = least
 	} else if size < used+gptEnd {
-		return 0, &Error{code: codeTarget, text: fmt.Sprintf("the disk has %s, and the medium needs %s", storage.Bytes(uint64(size)), storage.Bytes(uint64(least)))}
+		return 0, &Error{code: CodeTarget, text: fmt.Sprintf("the disk has %s, and the medium needs %s", storage.Bytes(uint64(size)), storage.Bytes(uint64(least)))}
 	}
 	if err := f.Truncate(size); err != nil {
 		return 0, err

@@ -162,7 +162,7 @@ func TestMediaSecureBoot(t *testing.T) {
 	root := t.TempDir()
 	for _, from := range [][]string{
 		{"tar", "-C", root, "-xf", dracutRoot, "./usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed", "./usr/lib/shim/shimx64.efi.signed"},
-		{"cp", "-a", "--parents", "/usr/lib/ISOLINUX", "/usr/lib/syslinux/modules/bios/ldlinux.c32", root},
+		{"cp", "-r", "--parents", "/usr/lib/ISOLINUX", "/usr/lib/syslinux/modules/bios/ldlinux.c32", root},
 	} {
 		if out, err := exec.Command(from[0], from[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v: %s", from, err, out)

@@ -119,9 +119,12 @@ func TestTrustLastWords(t *testing.T) {
 		t.Error("the console does not say so")
 	}
 	operator("approve", found[1])
-	await(t, m, 4*time.Minute, regexp.MustCompile(`identity: |boot: `))
-	time.Sleep(2 * time.Second)
-	m.Kill() // the power goes
+	await(t, m, 4*time.Minute, regexp.MustCompile(`storage: vda2: mount`))
+	time.Sleep(8 * time.Second) // the image is being written
+	m.Kill()                    // the power goes
+	if strings.Contains(m.Text(), "finish: ") {
+		t.Fatal("the installation had ended by then")
+	}
 
 	m = start()
 	if found := await(t, m, 4*time.Minute, waiting); found[1] == "" {

@@ -77,7 +77,7 @@ func debianFiles(t *testing.T, programs ...string) initramfs {
 // have to be loaded.
 func drivers(t *testing.T, into initramfs) {
 	t.Helper()
-	wanted := []string{"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net"}
+	wanted := []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net"}
 	found := 0
 	err := filepath.WalkDir(filepath.Join(filepath.Dir(site.Kernel()), "lib", "modules"), func(path string, e os.DirEntry, err error) error {
 		if n := slices.Index(wanted, strings.TrimSuffix(filepath.Base(path), ".ko")); err == nil && n >= 0 && strings.HasSuffix(path, ".ko") {

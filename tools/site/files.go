@@ -30,7 +30,8 @@ const (
 // machine's name; a machine that may not be installed gets nothing, and the error
 // says why.
 func (s *Site) ClaimFile(who Identity, file, address string) (string, error) {
-	m, err := s.Find(who.Clean())
+	who = who.Clean()
+	m, err := s.Find(who)
 	if err != nil {
 		return "", err
 	}
@@ -54,6 +55,8 @@ func (s *Site) ClaimFile(who Identity, file, address string) (string, error) {
 			wait = firstFileTime
 		}
 		switch {
+		case status.State == Approved && first && who.in(status.Approval.For) == "":
+			status.otherMachine(m.Name)
 		case status.State == Approved && status.Approval.Action == Install && m.Mistake == "" && first:
 			if err := s.note(Entry{Who: "machine", Verb: string(Install), Machine: m.Name, Detail: "begun by " + address}); err != nil {
 				return err

@@ -11,9 +11,9 @@ import (
 // Identity are the marks by which a machine is known. Values that vendors leave
 // in thousands of machines are no marks: Clean takes them out.
 type Identity struct {
-	MACs   []netconfig.MAC
-	Serial string
-	UUID   string // lower case
+	MACs   []netconfig.MAC `json:"macs,omitempty"`
+	Serial string          `json:"serial,omitempty"`
+	UUID   string          `json:"uuid,omitempty"` // lower case
 }
 
 // ID is the name of a machine that nobody has named: its first MAC address with

@@ -255,6 +255,35 @@ func TestFilesOneByOne(t *testing.T) {
 	}
 }
 
+// TestApprovalIsForTheMachine: an approval is for the machine that had the name
+// when it was given, and not for another one to whose directory the name goes.
+func TestApprovalIsForTheMachine(t *testing.T) {
+	other := who(t, "52:54:00:00:00:02")
+	for _, file := range []string{"", "config.json"} {
+		s := open(t)
+		if err := s.Approve("web1", "ann", false); err != nil {
+			t.Fatal(err)
+		}
+		write(t, s, map[string]string{"machines/web1/config.json": configOf("web1", "52:54:00:00:00:02")})
+		if file != "" {
+			if _, err := s.ClaimFile(other, file, "192.0.2.10"); code(err) != CodeState {
+				t.Errorf("another machine is given %s: %v", file, err)
+			}
+		} else if a := claim(t, s, other, "boot-1", Waiting); !strings.Contains(a.Reason, "another machine") {
+			t.Errorf("reason: %s", a.Reason)
+		}
+		if m, err := s.Machine("web1"); err != nil || m.Status.State != Waiting || m.Status.Approval != nil {
+			t.Errorf("%v: the approval is still there: %+v", err, m.Status)
+		}
+		// One more card in the same machine changes nothing.
+		if err := s.Approve("web1", "ann", false); err != nil {
+			t.Fatal(err)
+		}
+		write(t, s, map[string]string{"machines/web1/machine.yaml": "macs: ['52:54:00:00:00:03']\n"})
+		claim(t, s, who(t, "52:54:00:00:00:03", "52:54:00:00:00:02"), "boot-2", Installing)
+	}
+}
+
 func TestTwoMatch(t *testing.T) {
 	s := open(t)
 	write(t, s, map[string]string{

@@ -46,6 +46,9 @@ type Approval struct {
 	At     time.Time `json:"at"`
 	// Erase is the level of a wipe, in the words of storage-layout.json.
 	Erase storage.Erase `json:"erase,omitempty"`
+	// For are the marks that the machine had then: a directory that has become
+	// another machine's since takes no approval with it.
+	For Identity `json:"for"`
 }
 
 // Status is what happened to a machine last. It stays when the machine's own
@@ -200,7 +203,7 @@ func (s *Site) approve(name string, a Approval, again bool) error {
 				return fail(CodeState, "%s is %s: firstlight machine reinstall %s erases it and installs it again", m.Name, status.Headline(), m.Name)
 			}
 		}
-		a.At = s.now().UTC()
+		a.At, a.For = s.now().UTC(), m.Identity
 		// The trail first: what is not written there is not done.
 		if err := s.note(Entry{Who: a.By, Verb: verb, Machine: m.Name, Detail: a.detail(m)}); err != nil {
 			return err
@@ -266,6 +269,7 @@ type Answer struct {
 // and only this boot of it: an installation that was interrupted has ended, for
 // nobody here knows how far it came. One that nobody knows waits.
 func (s *Site) Claim(who Identity, boot, address string) (Answer, error) {
+	who = who.Clean()
 	m, err := s.meet(who, address)
 	if err != nil {
 		return Answer{}, err
@@ -283,6 +287,8 @@ func (s *Site) Claim(who Identity, boot, address string) (Answer, error) {
 			status.to(Waiting, unnamed, nameIt(m.Name))
 		case status.State == Approved && m.Mistake != "" && status.Approval.Action == Install:
 			status.to(Failed, "its configuration is wrong: "+m.Mistake, "correct it, then firstlight machine approve "+m.Name)
+		case status.State == Approved && who.in(status.Approval.For) == "":
+			status.otherMachine(m.Name)
 		case status.State == Approved:
 			if err := s.note(Entry{Who: "machine", Verb: string(status.Approval.Action), Machine: m.Name, Detail: "begun by " + address}); err != nil {
 				return err
@@ -304,6 +310,13 @@ func (s *Site) Claim(who Identity, boot, address string) (Answer, error) {
 		return nil
 	})
 	return answer, err
+}
+
+// otherMachine takes an approval back that was given for other hardware than what
+// has the name now.
+func (s *Status) otherMachine(name string) {
+	s.Approval = nil
+	s.to(Waiting, "it was approved when "+name+" was another machine: none of the marks of then is this machine's", "firstlight machine approve "+name)
 }
 
 // interrupt ends an installation of which another boot of the machine has shown

@@ -71,6 +71,7 @@ func runCommand(ctx context.Context, opt options, stdin io.Reader, stdout io.Wri
 }
 
 func newSession(ctx context.Context, opt options) (*installation, func(), error) {
+	opt.dryRun = true // no command installs: none uses an approval up, or restarts the machine
 	directory, err := os.MkdirTemp("", "installer-")
 	if err != nil {
 		return nil, nil, err

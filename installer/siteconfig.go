@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -84,6 +85,10 @@ func (i *installation) asker() report.Asker {
 	if id, err := fs.ReadFile(i.env.proc, "sys/kernel/random/boot_id"); err == nil {
 		who.Boot = strings.TrimSpace(string(id))
 	}
+	if who.Boot == "" {
+		// Without any it would be taken for a look, which needs no approval.
+		who.Boot = "unknown-" + rand.Text()
+	}
 	return who
 }
 
@@ -121,8 +126,13 @@ func (w *siteWait) answer(ctx context.Context) (report.Configuration, error) {
 			w.say(fmt.Sprintf("the site server (%s: %v)", progress.Code(err), err))
 		case c.Word == report.Go:
 			return c, nil
-		case c.Word == report.NotHere:
+		case c.Word == report.NotHere && !answered:
 			return c, errNotAtSite
+		case c.Word == report.NotHere:
+			// It had configurations a moment ago, and said that this machine must be
+			// left alone: nobody else is asked.
+			again = 2 * time.Second
+			w.say("the site server (it answers that it has no configurations)")
 		case c.Word == report.BootDisk:
 			answered = true
 			w.bootDisk(c.Reason)
@@ -131,7 +141,7 @@ func (w *siteWait) answer(ctx context.Context) (report.Configuration, error) {
 			w.say("the site server: " + c.Reason)
 			w.tell(ctx)
 		}
-		if w.opt.dryRun && c.Word == report.Wait {
+		if w.opt.dryRun && (c.Word == report.Wait || c.Word == report.BootDisk) {
 			return c, refuse("SRV-032", "the site server has no configuration for this machine: %s", c.Reason)
 		}
 		select {

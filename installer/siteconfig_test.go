@@ -155,6 +155,60 @@ func TestDryRunUsesNoApproval(t *testing.T) {
 	}
 }
 
+// TestWaitingMachineStaysWithItsServer: a server that has said "wait" and then
+// knows nothing of configurations (a proxy before it, an old version) does not
+// send the machine to somebody else's.
+func TestWaitingMachineStaysWithItsServer(t *testing.T) {
+	none := report.Configuration{Word: report.NotHere}
+	server := &sayer{answers: []report.Configuration{
+		{Word: report.Wait, Reason: "nobody has approved it", Again: time.Second},
+		none,
+		{Word: report.Go, Machine: "web1", Files: map[string][]byte{"config.json": []byte(`{}`)}},
+	}}
+	i, log := askSite(t, report.Handler(server))
+	files, err := i.filesFromNetwork(t.Context(), attempt{})
+	if err != nil || len(files) != 1 || strings.Contains(log.String(), "TFTP") {
+		t.Errorf("%v, %v\n%s", files, err, log)
+	}
+}
+
+// TestDryRunOfAnInstalledMachineEnds: nobody can say "reinstall" to who only looks.
+func TestDryRunOfAnInstalledMachineEnds(t *testing.T) {
+	server := &sayer{answers: []report.Configuration{{Word: report.BootDisk, Reason: "it is installed"}}}
+	i, _ := askSite(t, report.Handler(server), "-dryRun=true")
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := i.filesFromNetwork(ctx, attempt{}); progress.Code(err) != "SRV-032" {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestCommandsUseNoApproval: "installer plan" on a machine claims nothing there.
+func TestCommandsUseNoApproval(t *testing.T) {
+	opt, err := parseOptions([]string{"-dryRun=false"}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, end, err := newSession(t.Context(), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	if who := i.asker(); who.Boot != "" {
+		t.Errorf("a command asks as %+v", who)
+	}
+}
+
+// TestAnInstallationIsNeverALook: to the site server, who names no boot only looks,
+// and is given the files of a machine that nobody has approved.
+func TestAnInstallationIsNeverALook(t *testing.T) {
+	i, _ := askSite(t, http.NotFoundHandler())
+	i.env.proc = fstest.MapFS{}
+	if i.asker().Boot == "" {
+		t.Error("an installation names no boot where the kernel names none")
+	}
+}
+
 // TestWipeIsNotTakenForAnInstallation: whatever files come with it.
 func TestWipeIsNotTakenForAnInstallation(t *testing.T) {
 	installs := map[string][]byte{"config.json": []byte(`{"Machine": {"Hostname": "web1"}}`), "imagename": []byte("debian/12")}

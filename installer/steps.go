@@ -67,7 +67,11 @@ func (i *installation) withSteps(ctx context.Context, s step) error {
 	if err != nil && !errors.As(err, &skipped) {
 		return err
 	}
-	return errors.Join(err, i.runSteps(ctx, s.phase, true))
+	// A step that fails has the last word, also where the phase had nothing to do.
+	if failed := i.runSteps(ctx, s.phase, true); failed != nil {
+		return failed
+	}
+	return err
 }
 
 func (i *installation) runSteps(ctx context.Context, phase progress.Phase, after bool) error {

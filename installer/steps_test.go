@@ -93,6 +93,21 @@ func TestAStepThatFails(t *testing.T) {
 	}
 }
 
+// TestAStepThatFailsAfterASkippedPhase: that the phase had nothing to do must not
+// hide what the site's own programme says.
+func TestAStepThatFailsAfterASkippedPhase(t *testing.T) {
+	i, _ := testInstallation(t, "-dryRun=false")
+	i.config.Install.Steps = []config.Step{{Name: "a", Program: script("exit 4"), Phase: "prove", After: true, In: config.InInstaller, Timeout: time.Minute}}
+	err := i.step(t.Context(), step{progress.Prove, func(context.Context) error { return skip{"nothing to try"} }})
+	if progress.Code(err) != codeStep {
+		t.Errorf("got %v, want the step's failure", err)
+	}
+	i.config.Install.Steps[0].Program = script("exit 0")
+	if err := i.step(t.Context(), step{progress.Prove, func(context.Context) error { return skip{"nothing to try"} }}); err != nil {
+		t.Errorf("a skipped phase with a step that is content: %v", err)
+	}
+}
+
 func TestADryRunRunsNoStep(t *testing.T) {
 	i, _ := testInstallation(t, "-dryRun=true")
 	mark := filepath.Join(t.TempDir(), "mark")

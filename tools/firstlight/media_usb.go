@@ -41,7 +41,8 @@ func (c *common) writeStick(ctx context.Context, m *mediaFlags, device, serial s
 	if err != nil {
 		return err
 	}
-	stick, err := media.FindStick(os.DirFS("/sys"), device)
+	sys := os.DirFS("/sys")
+	stick, err := media.FindStick(sys, device)
 	if err != nil {
 		return err
 	}
@@ -54,7 +55,7 @@ func (c *common) writeStick(ctx context.Context, m *mediaFlags, device, serial s
 	}
 	defer done()
 	last := int64(-1)
-	report, err := media.WriteStick(ctx, options, stick.Path, func(done, total int64) {
+	report, err := media.WriteStick(ctx, options, stick.Path, func() error { return media.SameStick(sys, stick) }, func(done, total int64) {
 		if percent := done * 100 / total / 10 * 10; percent != last {
 			last = percent
 			c.note("%d%% of %s", percent, size(uint64(total)))

@@ -242,7 +242,15 @@ func TestStickIsWritten(t *testing.T) {
 	options.Beside = true
 	disk := write(t, filepath.Join(t.TempDir(), "disk"), bytes.Repeat([]byte("old data"), 48<<20/8))
 	var last, total int64
-	report, err := WriteStick(t.Context(), options, disk, func(done, of int64) { last, total = done, of })
+	sure := func() error { return nil }
+	another := errors.New("another disk has its name")
+	if _, err := WriteStick(t.Context(), options, disk, func() error { return another }, nil); !errors.Is(err, another) {
+		t.Errorf("another disk: %v", err)
+	}
+	if data, err := os.ReadFile(disk); err != nil || !bytes.HasPrefix(data, []byte("old data")) {
+		t.Errorf("another disk was written to: %v", err)
+	}
+	report, err := WriteStick(t.Context(), options, disk, sure, func(done, of int64) { last, total = done, of })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +264,7 @@ func TestStickIsWritten(t *testing.T) {
 	checkStick(t, disk, image)
 
 	small := write(t, filepath.Join(t.TempDir(), "small"), bytes.Repeat([]byte("old data"), 1<<20/8))
-	_, err = WriteStick(t.Context(), options, small, nil)
+	_, err = WriteStick(t.Context(), options, small, sure, nil)
 	var coded *Error
 	if !errors.As(err, &coded) || coded.Code() != CodeTarget {
 		t.Errorf("a disk that is too small: %v", err)
@@ -308,8 +316,16 @@ func TestOnlySticksAreWrittenTo(t *testing.T) {
 		"block/zero/device/serial":            {Data: []byte("S2\n")},
 		"block/zero/queue/logical_block_size": {Data: []byte("512\n")},
 	}
-	if disk, err := FindStick(sys, "/dev/zero"); err != nil || disk.Serial != "S2" {
-		t.Errorf("a removable disk: %+v, %v", disk, err)
+	stick, err := FindStick(sys, "/dev/zero")
+	if err != nil || stick.Serial != "S2" {
+		t.Errorf("a removable disk: %+v, %v", stick, err)
+	}
+	if err := SameStick(sys, stick); err != nil {
+		t.Error(err)
+	}
+	sys["block/zero/device/serial"] = &fstest.MapFile{Data: []byte("S3\n")}
+	if err := SameStick(sys, stick); err == nil || !strings.Contains(err.Error(), "another disk") {
+		t.Errorf("another disk has taken its name: %v", err)
 	}
 	for path, want := range map[string]string{"/dev/null": "built into this machine", "/dev/full": "no whole disk", "/dev/there-is-none": "no such disk"} {
 		if _, err := FindStick(sys, path); err == nil || !strings.Contains(err.Error(), want) {

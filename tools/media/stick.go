@@ -46,12 +46,24 @@ func FindStick(sys fs.FS, path string) (storage.Disk, error) {
 	return storage.Disk{}, &Error{code: CodeTarget, text: device + " is no whole disk of this machine; give the disk itself, /dev/sdX"}
 }
 
+// SameStick says whether the device of a disk that FindStick has found is still
+// that disk: an *Error where another has taken its name.
+func SameStick(sys fs.FS, stick storage.Disk) error {
+	now, err := FindStick(sys, stick.Path)
+	if err == nil && (now.Serial != stick.Serial || now.WWN != stick.WWN || now.Model != stick.Model || now.Size != stick.Size) {
+		err = &Error{code: CodeTarget, text: fmt.Sprintf("%s is another disk now (%s): %s was meant; nothing was changed", stick.Path, now.Title(), stick.Title())}
+	}
+	return err
+}
+
 // WriteStick writes what USB makes to a disk, with a partition table that ends
 // where the disk does, and reads it back. Everything on the disk is lost. A disk
 // of which something is in use is refused with code STO-007, one that is too
-// small with an *Error; a disk that is refused is unchanged. written is told how
-// many bytes of how many are on the disk.
-func WriteStick(ctx context.Context, options BootOptions, device string, written func(done, total int64)) (report Report, err error) {
+// small with an *Error; a disk that is refused is unchanged. sure is asked once the
+// disk is open and before anything is written: the device that a person has
+// chosen may be another disk by then. written is told how many bytes of how many
+// are on the disk.
+func WriteStick(ctx context.Context, options BootOptions, device string, sure func() error, written func(done, total int64)) (report Report, err error) {
 	options.ownVolume = true
 	b, err := prepare(ctx, options)
 	if err != nil {
@@ -67,6 +79,9 @@ func WriteStick(ctx context.Context, options BootOptions, device string, written
 			err = closed
 		}
 	}()
+	if err := sure(); err != nil {
+		return Report{}, err
+	}
 	image, err := os.CreateTemp("", "firstlight-usb-*")
 	if err != nil {
 		return Report{}, err

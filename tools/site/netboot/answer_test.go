@@ -272,6 +272,54 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestPoolOverEverything: a pool that is drawn over the whole network gives nobody
+// the addresses of router, name server, this server, or of all.
+func TestPoolOverEverything(t *testing.T) {
+	server, _ := newServer(t, newSite(t), Full, nil)
+	subnet := &server.leases.subnets[0]
+	subnet.Network = netip.MustParsePrefix("192.0.2.0/29")
+	subnet.First, subnet.Last = netip.MustParseAddr("192.0.2.0"), netip.MustParseAddr("192.0.2.7")
+	subnet.Router, subnet.DNS = netip.MustParseAddr("192.0.2.2"), []netip.Addr{netip.MustParseAddr("192.0.2.3")}
+	for n, want := range []string{"192.0.2.4", "192.0.2.5", "192.0.2.6", ""} {
+		offer := server.Answer(packet(t, netconfig.MAC{0x52, 0x54, 0, 0, 9, byte(n)}, dhcpv4.MessageTypeDiscover, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IP{192, 0, 2, 2}))), serverPort)
+		if got := ""; offer != nil {
+			if got = offer.YourIPAddr.String(); got != want {
+				t.Errorf("offered %s, want %q", got, want)
+			}
+		} else if want != "" {
+			t.Errorf("nothing is offered, want %s", want)
+		}
+	}
+}
+
+// TestOnlyItsOwnLease: a machine gives up what it has, and nothing of others; who
+// only asks keeps what it has.
+func TestOnlyItsOwnLease(t *testing.T) {
+	server, _ := newServer(t, newSite(t), Full, nil)
+	now := time.Now()
+	server.Now = func() time.Time { return now }
+	server.leases.now = server.Now
+	holder, other := netconfig.MAC{0x52, 0x54, 0, 0, 9, 1}, netconfig.MAC{0x52, 0x54, 0, 0, 9, 2}
+	hundred := dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IP{192, 0, 2, 100}))
+	renewed := func() bool {
+		ack := server.Answer(packet(t, holder, dhcpv4.MessageTypeRequest, hundred), serverPort)
+		return ack != nil && ack.MessageType() == dhcpv4.MessageTypeAck
+	}
+	if !renewed() {
+		t.Fatal("no lease")
+	}
+	server.Answer(packet(t, other, dhcpv4.MessageTypeDecline, hundred), serverPort)
+	server.Answer(packet(t, other, dhcpv4.MessageTypeDecline, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IP{203, 0, 113, 1}))), serverPort)
+	if !renewed() || len(server.leases.given) != 1 {
+		t.Errorf("another's word has cost a lease, or is kept: %v", server.leases.given)
+	}
+	server.Answer(packet(t, holder, dhcpv4.MessageTypeDiscover), serverPort)
+	now = now.Add(30 * time.Minute) // of an hour
+	if offer := server.Answer(packet(t, other, dhcpv4.MessageTypeDiscover, hundred), serverPort); offer == nil || offer.YourIPAddr.String() != "192.0.2.101" {
+		t.Errorf("an address with a lease is given to another: %v", offer)
+	}
+}
+
 func TestRelay(t *testing.T) {
 	server, _ := newServer(t, newSite(t), Relay, nil)
 	if a := server.Answer(packet(t, machineMAC, dhcpv4.MessageTypeDiscover, pxe(iana.INTEL_X86PC)), serverPort); a != nil {

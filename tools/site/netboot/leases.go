@@ -30,16 +30,17 @@ type lease struct {
 type leases struct {
 	site    *site.Site
 	subnets []site.Subnet
+	own     netip.Addr // this server's, which nobody else is given
 	now     func() time.Time
 	mu      sync.Mutex
 	given   map[netip.Addr]lease
 }
 
-func openLeases(s *site.Site, subnets []site.Subnet, now func() time.Time) (*leases, error) {
+func openLeases(s *site.Site, subnets []site.Subnet, own netip.Addr, now func() time.Time) (*leases, error) {
 	if len(subnets) == 0 {
 		return nil, fail(CodeNoPool, "site.yaml has no subnets, so there are no addresses to hand out")
 	}
-	l := &leases{site: s, subnets: subnets, now: now, given: make(map[netip.Addr]lease)}
+	l := &leases{site: s, subnets: subnets, own: own, now: now, given: make(map[netip.Addr]lease)}
 	data, err := os.ReadFile(l.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
@@ -77,11 +78,17 @@ func (l *leases) save() error {
 	if err != nil {
 		return err
 	}
-	next := l.file() + ".new"
-	if err := os.WriteFile(next, data, 0o644); err != nil {
+	next, err := os.OpenFile(l.file()+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
 		return err
 	}
-	return os.Rename(next, l.file())
+	// On the disk before it has the name: a file that a power cut has left empty
+	// would keep the server from starting.
+	_, err = next.Write(data)
+	if err = errors.Join(err, next.Sync(), next.Close()); err != nil {
+		return err
+	}
+	return os.Rename(next.Name(), l.file())
 }
 
 // subnetOf is the subnet that an address lies in, nil where there is none.
@@ -118,6 +125,10 @@ func (l *leases) offer(subnet *site.Subnet, c client, wish netip.Addr) (netip.Ad
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// A pool may be drawn over what is not for machines.
+	for _, a := range append([]netip.Addr{l.own, subnet.Router, subnet.Network.Addr(), broadcast(subnet.Network)}, subnet.DNS...) {
+		reserved[a] = true
+	}
 	free := func(a netip.Addr) bool {
 		one, taken := l.given[a]
 		return !reserved[a] && (!taken || !one.Bad && one.MAC == c.mac || l.now().After(one.Until))
@@ -143,11 +154,36 @@ func (l *leases) offer(subnet *site.Subnet, c client, wish netip.Addr) (netip.Ad
 	return netip.Addr{}, fail(CodeNoPool, "no address is left in %s", subnet.Network)
 }
 
-// take notes that an address belongs to a machine until then.
-func (l *leases) take(address netip.Addr, mac netconfig.MAC, until time.Time, bad bool) error {
+// broadcast is the last address of an IPv4 network.
+func broadcast(network netip.Prefix) netip.Addr {
+	a := network.Addr().As4()
+	for bit := network.Bits(); bit < 32; bit++ {
+		a[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.AddrFrom4(a)
+}
+
+// take notes that an address belongs to a machine until then, or for as long as it
+// was given to it before: an offer that is not taken up ends no lease.
+func (l *leases) take(address netip.Addr, mac netconfig.MAC, until time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.given[address] = lease{Address: address, MAC: mac, Until: until, Bad: bad}
+	if had := l.given[address]; had.MAC == mac && !had.Bad && had.Until.After(until) {
+		until = had.Until
+	}
+	l.given[address] = lease{Address: address, MAC: mac, Until: until}
+	return l.save()
+}
+
+// spoil leaves an address alone for a while that was this machine's, and that the
+// machine says somebody else uses. Of other addresses nobody's word counts.
+func (l *leases) spoil(address netip.Addr, mac netconfig.MAC, until time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if one, given := l.given[address]; !given || one.MAC != mac {
+		return nil
+	}
+	l.given[address] = lease{Address: address, MAC: mac, Until: until, Bad: true}
 	return l.save()
 }
 
@@ -199,7 +235,7 @@ func (s *Server) leased(m *dhcpv4.DHCPv4, c client, kind dhcpv4.MessageType) *dh
 	case dhcpv4.MessageTypeDiscover:
 		address, err := s.leases.offer(subnet, c, wish)
 		if err == nil {
-			err = s.leases.take(address, c.mac, s.Now().Add(offerTime), false)
+			err = s.leases.take(address, c.mac, s.Now().Add(offerTime))
 		}
 		if err != nil {
 			s.Log.Warn("no address is offered", "mac", c.mac, "error", err)
@@ -217,7 +253,7 @@ func (s *Server) leased(m *dhcpv4.DHCPv4, c client, kind dhcpv4.MessageType) *dh
 		if err != nil || address != wish {
 			return reply(dhcpv4.MessageTypeNak, netip.Addr{})
 		}
-		if err := s.leases.take(address, c.mac, s.Now().Add(subnet.Lease), false); err != nil {
+		if err := s.leases.take(address, c.mac, s.Now().Add(subnet.Lease)); err != nil {
 			s.Log.Warn("an address is not given, for it could not be written down", "error", err)
 			return nil
 		}
@@ -226,7 +262,7 @@ func (s *Server) leased(m *dhcpv4.DHCPv4, c client, kind dhcpv4.MessageType) *dh
 		return reply(dhcpv4.MessageTypeAck, netip.Addr{})
 	case dhcpv4.MessageTypeDecline:
 		s.Log.Warn("somebody else uses an address of the pool", "address", wish, "says", c.mac)
-		if err := s.leases.take(wish, c.mac, s.Now().Add(badTime), true); err != nil {
+		if err := s.leases.spoil(wish, c.mac, s.Now().Add(badTime)); err != nil {
 			s.Log.Warn("writing the leases", "error", err)
 		}
 	case dhcpv4.MessageTypeRelease:

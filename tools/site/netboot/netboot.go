@@ -1,7 +1,8 @@
 // Package netboot gets machines to their first loader: DHCP beside a site's own
 // DHCP server (proxy), in its place (full) or behind relays, and TFTP. It never
-// hands out an address unless it was asked to, says nothing to a machine that is
-// installed, and answers nobody but those who boot from the network.
+// hands out an address unless it was asked to, and then to everybody; what to boot
+// it says to nobody but those who boot from the network, and to no machine that is
+// installed.
 package netboot
 
 import (
@@ -111,7 +112,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{Options: o, asking: make(map[netconfig.MAC]*asking)}
 	if o.Mode == Full || o.Mode == Relay {
 		var err error
-		if s.leases, err = openLeases(o.Site, o.Subnets, o.Now); err != nil {
+		if s.leases, err = openLeases(o.Site, o.Subnets, o.Address, o.Now); err != nil {
 			return nil, err
 		}
 		if o.Mode == Full && s.leases.subnetOf(o.Address) == nil {

@@ -178,6 +178,14 @@ func (i *installation) askSource(ctx context.Context) error {
 	if err := i.config.Network.NamesOneOf(nics); err != nil {
 		return err
 	}
+	if !i.config.Installs() {
+		return nil // a wipe or a rescue needs no image server
+	}
+	if len(i.imageServerAddresses()) == 0 {
+		if _, carried, err := i.imageOnMedium(ctx, i.config.Image); carried || err != nil {
+			return nil // nor does this; what is wrong with a medium is no lease's fault
+		}
+	}
 	return i.connect(ctx, progress.Config)
 }
 

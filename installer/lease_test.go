@@ -10,9 +10,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/netconfig"
 	"github.com/firstlight/firstlight/netconfig/dhcp"
+	"github.com/firstlight/firstlight/storage"
 )
 
 // An installer whose configuration came with its medium sits on the bond and
@@ -109,6 +111,18 @@ func TestCheckSource(t *testing.T) {
 		i.env.trust = trustIn(t.TempDir())
 		if err := i.checkSource(t.Context(), attempt{rival: test.rival}); (err != nil) != test.refused {
 			t.Errorf("%s: %v\n%s", test.name, err, log)
+		}
+	}
+}
+
+// What needs no image server is not refused because none is named.
+func TestCheckSourceOfAWipe(t *testing.T) {
+	for name, ask := range map[string]config.Install{"wipe": {Wipe: storage.EraseDiscard}, "rescue": {Rescue: true}} {
+		i, log := testInstallation(t)
+		i.env.trust = trustIn(t.TempDir())
+		i.config.Install = ask
+		if err := i.checkSource(t.Context(), attempt{rival: func(context.Context) bool { return true }}); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, log)
 		}
 	}
 }

@@ -75,6 +75,9 @@ func Parse(data []byte) (List, error) {
 // each also with the digest of its manifest behind an @.
 func (l List) Find(name string) (Image, bool) {
 	name, digest, pinned := strings.Cut(name, "@")
+	if name == "" {
+		return Image{}, false // a wipe and a rescue mean none
+	}
 	for _, image := range l.Images {
 		if pinned && image.Digest.String() != digest {
 			continue

@@ -44,7 +44,7 @@ func TestFind(t *testing.T) {
 	for name, want := range map[string]string{
 		"debian/12/1": "debian/12/1", "debian/12": "debian/12/1", "stable": "debian/12/1", "debian/13": "debian/13/1",
 		"debian/12@" + one.String(): "debian/12/1", "debian@" + two.String(): "debian/13/1",
-		"debian/12@" + two.String(): "", "debian/1": "", "debian/12/2": "",
+		"debian/12@" + two.String(): "", "debian/1": "", "debian/12/2": "", "": "",
 	} {
 		got, ok := list.Find(name)
 		if got.Name != want || ok != (want != "") {

@@ -120,7 +120,7 @@ func (m *mediaFlags) register(flags *pflag.FlagSet) {
 func (m *mediaFlags) registerBoot(flags *pflag.FlagSet) {
 	flags.StringVar(&m.options.CommandLine, "append", "", "further `options` for the kernel's command line, such as installer.dryRun")
 	flags.BoolVar(&m.options.Beside, "beside", false, "put the configuration files onto a volume labelled FIRSTLIGHT instead of into the initramfs: for usb a partition of its own, else a file <out>.volume")
-	flags.BoolVar(&m.options.SecureBoot, "secure-boot", false, "start by Debian's signed shim and GRUB (iso and usb); the kernel must be one that Debian has signed")
+	flags.BoolVar(&m.options.SecureBoot, "secure-boot", false, "start by Debian's signed shim and GRUB (usb); the kernel must be one that Debian has signed")
 	flags.StringSliceVar(&m.options.Images, "image", nil, "`name` of an image to carry with all its objects, for an installation with no network (iso and usb); may be repeated")
 	flags.StringVar(&m.options.Root, "boot-files", "", "`directory` below which Debian's packages isolinux, syslinux-common and systemd-boot-efi are unpacked (default /, or build/root/<arch> where that is the only one that has them)")
 }

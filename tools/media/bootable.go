@@ -23,9 +23,9 @@ type BootOptions struct {
 	// volume labelled FIRSTLIGHT: of a stick, its second partition. All other
 	// media leave it out, and Volume makes one that is carried beside them.
 	Beside bool
-	// SecureBoot starts an ISO image and a stick by Debian's signed shim and GRUB
-	// instead of a unified kernel image, which nobody has signed. The kernel must
-	// be one that Debian has signed.
+	// SecureBoot starts a stick by Debian's signed shim and GRUB instead of a
+	// unified kernel image, which nobody has signed. The kernel must be one that
+	// Debian has signed.
 	SecureBoot bool
 	// Images are carried by the medium with all their objects, for machines with
 	// no network; an ISO image and a stick can do that. They come from Source.

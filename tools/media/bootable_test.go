@@ -142,9 +142,9 @@ func TestISOHasOneCopyOfEverything(t *testing.T) {
 	checkFAT(t, disc)
 }
 
-// TestSecureBootMedium: with a signed boot loader the CD's directory points at
+// TestSecureBootStick: with a signed boot loader the CD's directory points at
 // kernel and initramfs in the EFI file system, too.
-func TestSecureBootMedium(t *testing.T) {
+func TestSecureBootStick(t *testing.T) {
 	t.Parallel()
 	options := bootOptions(t)
 	options.SecureBoot, options.Root = true, t.TempDir()
@@ -155,12 +155,12 @@ func TestSecureBootMedium(t *testing.T) {
 		}
 		write(t, filepath.Join(options.Root, file.path), data)
 	}
-	if _, err := ISO(t.Context(), options); err == nil || !strings.Contains(err.Error(), "shim-signed") {
+	if _, err := USB(t.Context(), options); err == nil || !strings.Contains(err.Error(), "shim-signed") {
 		t.Errorf("without shim: %v", err)
 	}
 	write(t, filepath.Join(options.Root, signed["amd64"].shim.path), []byte("shim"))
 	write(t, filepath.Join(options.Root, signed["amd64"].grub.path), bytes.Repeat([]byte("grub"), 1234))
-	if _, err := ISO(t.Context(), options); err != nil {
+	if _, err := USB(t.Context(), options); err != nil {
 		t.Fatal(err)
 	}
 	disc, err := os.ReadFile(options.Out)
@@ -182,8 +182,10 @@ func TestSecureBootMedium(t *testing.T) {
 			t.Errorf("%s lies on the CD %d times", name, n)
 		}
 	}
-	if _, err := UKI(t.Context(), options); err == nil {
-		t.Error("a UKI with a signed boot loader was made")
+	for name, write := range map[string]func(context.Context, BootOptions) (Report, error){"UKI": UKI, "ISO image": ISO} {
+		if _, err := write(t.Context(), options); err == nil {
+			t.Errorf("a %s with a signed boot loader was made", name)
+		}
 	}
 }
 

@@ -20,6 +20,9 @@ import (
 // the FAT file system. Mistakes in the options are of type *Error; nothing is
 // written then.
 func ISO(ctx context.Context, options BootOptions) (Report, error) {
+	if options.SecureBoot {
+		return Report{}, &Error{code: codeUsage, text: "Debian's signed GRUB does not find its way on a CD: make a stick, by media usb"}
+	}
 	b, err := prepare(ctx, options)
 	if err != nil {
 		return Report{}, err

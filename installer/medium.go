@@ -79,7 +79,7 @@ func (i *installation) mountMedium(one *medium, kind string) error {
 		return err
 	}
 	var mounts mount.Stack
-	if err := mounts.Mount(one.device, one.directory, kind, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
+	if err := mounts.Mount(one.device, one.directory, kind, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, withoutReplay(kind)); err != nil {
 		return err
 	}
 	i.opened.push(one.directory, mounts.Close)
@@ -100,6 +100,21 @@ func (i *installation) mountMedium(one *medium, kind string) error {
 		}
 	}
 	return nil
+}
+
+// withoutReplay has a file system leave its journal alone, which it would replay
+// onto the disk although it is mounted for reading (Documentation/filesystems,
+// ext4.rst, xfs.rst, btrfs.rst).
+func withoutReplay(kind string) (options string) {
+	switch kind {
+	case "ext3", storage.Ext4:
+		return "noload"
+	case storage.XFS:
+		return "norecovery"
+	case storage.Btrfs:
+		return "rescue=nologreplay"
+	}
+	return ""
 }
 
 func (i *installation) openPack(one *medium, name string) error {

@@ -84,6 +84,33 @@ func TestConfigurationOnALabelledVolumeIsReadAndTheVolumeLeftAlone(t *testing.T)
 	}
 }
 
+// TestVolumeWithAnOpenJournalIsLeftAlone: no disk is written to before the
+// commit, and mounting for reading alone would replay a journal.
+func TestVolumeWithAnOpenJournalIsLeftAlone(t *testing.T) {
+	directory := t.TempDir()
+	if err := os.WriteFile(filepath.Join(directory, fetch.ConfigJSON), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	labelled, file := volume(t, "FIRSTLIGHT", directory)
+	program(t, "/usr/sbin/debugfs", "-w", "-R", "feature needs_recovery", "/dev/"+labelled)
+	program(t, "/usr/bin/sync", "/dev/"+labelled)
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, _ := testInstallation(t, "-tftpDirectory="+t.TempDir())
+	withDisks(i, labelled)
+	if found, err := i.onBoard(t.Context()); err != nil || found == "" {
+		t.Errorf("%q, %v", found, err)
+	}
+	if err := i.opened.close(); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.ReadFile(file); err != nil || string(after) != string(before) {
+		t.Errorf("the volume has changed, or cannot be read: %v", err)
+	}
+}
+
 func TestTwoLabelledVolumesAreRefused(t *testing.T) {
 	directory := t.TempDir()
 	if err := os.WriteFile(filepath.Join(directory, fetch.ConfigJSON), []byte("{}"), 0o600); err != nil {

@@ -60,7 +60,9 @@ type Forwarder struct {
 
 	mu      sync.Mutex
 	waiting []progress.Line
-	lost    int
+	lost    int // lines that were dropped, and of which nothing was sent
+	told    int // of the lost: those of which some has told
+	dropped int // lines since some looked: first those that are being sent
 	more    chan struct{}
 }
 
@@ -112,6 +114,7 @@ func (f *Forwarder) Line(l progress.Line) {
 	if len(f.waiting) >= maxWaiting {
 		f.waiting = append(f.waiting[:0], f.waiting[maxWaiting/4:]...)
 		f.lost += maxWaiting / 4
+		f.dropped += maxWaiting / 4
 	}
 	f.waiting = append(f.waiting, l)
 	select {
@@ -166,21 +169,25 @@ func (f *Forwarder) some() []progress.Line {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var lines []progress.Line
+	f.told, f.dropped = 0, 0
 	if f.lost > 0 && len(f.waiting) > 0 {
+		f.told = f.lost
 		lines = append(lines, progress.Line{Seconds: f.waiting[0].Seconds, Phase: f.waiting[0].Phase, Text: fmt.Sprintf("warning: %d lines were not sent", f.lost)})
 	}
 	return append(lines, f.waiting[:min(len(f.waiting), maxBatch)]...)
 }
 
-// sent takes n lines, that about the lost among them, off the list. Lines that
-// were dropped meanwhile were the oldest: they are among those that were sent.
+// sent takes n lines, that about the lost among them, off the list. Of the lines
+// that were dropped meanwhile, the oldest are among those that were sent.
 func (f *Forwarder) sent(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.lost > 0 {
-		f.lost, n = 0, n-1
+	if f.told > 0 {
+		n--
 	}
-	f.waiting = append(f.waiting[:0], f.waiting[min(n, len(f.waiting)):]...)
+	gone := min(n, f.dropped)
+	f.lost -= f.told + gone
+	f.waiting = append(f.waiting[:0], f.waiting[n-gone:]...)
 }
 
 // at is when a line was written, by the wall clock.

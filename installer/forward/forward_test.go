@@ -264,3 +264,23 @@ func TestServerThatIsAway(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatIsDroppedWhileOthersAreSent: every line is sent, or counted as lost.
+func TestWhatIsDroppedWhileOthersAreSent(t *testing.T) {
+	f := &Forwarder{more: make(chan struct{}, 1)}
+	for range maxWaiting {
+		f.Line(progress.Line{})
+	}
+	first := f.some()
+	f.Line(progress.Line{}) // drops a quarter, those that are being sent among them
+	f.sent(len(first))
+	rest := maxWaiting + 1 - maxWaiting/4
+	if len(first) != maxBatch || f.lost != maxWaiting/4-maxBatch || len(f.waiting) != rest {
+		t.Errorf("%d were sent, %d are lost, %d wait; want %d, %d, %d", len(first), f.lost, len(f.waiting), maxBatch, maxWaiting/4-maxBatch, rest)
+	}
+	again := f.some()
+	f.sent(len(again))
+	if len(again) != maxBatch+1 || f.lost != 0 || len(f.waiting) != rest-maxBatch {
+		t.Errorf("then %d were sent, %d are lost, %d wait", len(again), f.lost, len(f.waiting))
+	}
+}

@@ -64,6 +64,10 @@ func (s *Site) Note(e Entry) error {
 	return s.note(e)
 }
 
+// longestEntry is the longest line of the audit trail that is read, in bytes: what
+// machines say of themselves stands in some.
+const longestEntry = 16 << 20
+
 // Audit reads the audit trail, oldest first. A line that a power cut has cut
 // short is left out.
 func (s *Site) Audit() ([]Entry, error) {
@@ -77,6 +81,7 @@ func (s *Site) Audit() ([]Entry, error) {
 	defer f.Close() // only read from
 	var all []Entry
 	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, longestEntry)
 	for lines.Scan() {
 		var e Entry
 		if json.Unmarshal(lines.Bytes(), &e) == nil {

@@ -63,6 +63,7 @@ func (s *Site) ClaimFile(who Identity, file, address string) (string, error) {
 			}
 			status.Boot = fileBoot
 			status.to(Installing, "", "")
+			s.putAway(m.Name)
 			return nil
 		case status.State == Installing && status.Boot == fileBoot && s.now().Sub(status.Since) < wait:
 			return nil
@@ -116,9 +117,17 @@ func (s *Site) Log(name string) ([]byte, error) {
 	return readSmall(s.State("machines", name, "log"), 32<<20)
 }
 
+// mostRecoveryKeys is how many recovery keys of one machine are kept: whoever sends
+// them forever must not fill the disk, nor drive out those that are there.
+const mostRecoveryKeys = 500
+
 // KeepRecovery keeps a machine's recovery key, which only its recipients can
 // read, beside those that it had before.
 func (s *Site) KeepRecovery(name string, document []byte) error {
+	directory := s.State("machines", name, "recovery")
+	if kept, err := os.ReadDir(directory); err == nil && len(kept) >= mostRecoveryKeys {
+		return fail(CodeState, "%s has %d recovery keys already, in %s: move away those that are needed no more", name, len(kept), directory)
+	}
 	file := s.State("machines", name, "recovery", s.now().UTC().Format("2006-01-02T150405.000000000")+".json")
 	if err := replace(file, document, 0o600); err != nil {
 		return &Error{CodeDirectory, "keeping a recovery key", err}

@@ -295,8 +295,7 @@ func (s *Site) Claim(who Identity, boot, address string) (Answer, error) {
 			}
 			status.Boot = boot
 			status.to(Installing, "", "")
-			// What an earlier installation said is not part of this one.
-			_ = os.Remove(s.State("machines", m.Name, "events.jsonl"))
+			s.putAway(m.Name)
 		case status.State == Installing && status.Boot != boot:
 			s.interrupt(m.Name, status)
 		}

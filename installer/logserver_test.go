@@ -44,3 +44,14 @@ func TestALogServerThatIsNoneIsAMistake(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A log server hears that the disks are wiped, before the machine is off.
+func TestLogIsSentBeforeAWipedMachineIsOff(t *testing.T) {
+	i, _ := testInstallation(t, "-dryRun=false")
+	sent, off := false, false
+	i.forwarded = func() { sent = true }
+	i.env.powerOff = func() error { off = sent; return nil }
+	if err := i.finishWipe(t.Context()); err != nil || !off {
+		t.Errorf("%v; the machine is off after the last lines: %v", err, off)
+	}
+}

@@ -228,6 +228,7 @@ func (w *siteWait) bootDisk(reason string) {
 		w.model.Logf(progress.Config, "the firmware starts %s next", next)
 	}
 	w.model.Logf(progress.Config, "the site server says: boot your disk (%s); restarting, nothing was touched", reason)
+	w.forwarded()
 	w.opened.unwind(w.model)
 	w.closePage()
 	if err := w.env.reboot(); err != nil {

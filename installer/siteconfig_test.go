@@ -114,8 +114,9 @@ func TestInstalledMachineIsNotInstalled(t *testing.T) {
 		i.opt.kernel = splitKernelCommandLine(c.kernel)
 		i.env.inMemory = true
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-		rebooted := false
-		i.env.reboot = func() error { rebooted = true; cancel(); return nil }
+		rebooted, sent := false, false
+		i.forwarded = func() { sent = true }
+		i.env.reboot = func() error { rebooted = sent; cancel(); return nil }
 		files, err := i.filesFromNetwork(ctx, attempt{})
 		cancel()
 		if files != nil || err == nil {

@@ -89,6 +89,7 @@ func (i *installation) finishWipe(ctx context.Context) error {
 	}
 	i.model.Logf(progress.Finish, "wiped by %s: %d disks; switching off", i.plan.Wipe, len(i.plan.Layout.Disks))
 	i.model.Done(progress.Finish) // for those who are told: this does not return
+	i.forwarded()
 	i.opened.unwind(i.model)
 	return i.env.powerOff()
 }

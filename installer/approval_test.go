@@ -7,6 +7,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/firstlight/firstlight/installer/plan"
+	"github.com/firstlight/firstlight/installer/progress"
 )
 
 func TestTheInstallationWaitsForExactlyItsPlan(t *testing.T) {
@@ -69,5 +72,17 @@ func TestApprovalMayComeBeforeCommitAndTheWaitEnds(t *testing.T) {
 	}
 	if strings.Count(log.String(), "waiting for approval") != 1 {
 		t.Errorf("the log says\n%s", log)
+	}
+}
+
+// A machine that lets no operator in does not wait for one for ever.
+func TestApprovalThatNobodyCanGiveIsRefused(t *testing.T) {
+	i, _ := testInstallation(t, "-dryRun=false")
+	if err := i.showPlan(plan.Plan{RequireApproval: true}); progress.Code(err) != "TRU-042" {
+		t.Errorf("got %v", err)
+	}
+	i.shells = i.newShells(func(error) {})
+	if err := i.showPlan(plan.Plan{RequireApproval: true}); err != nil {
+		t.Error(err)
 	}
 }

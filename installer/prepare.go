@@ -145,6 +145,9 @@ func (i *installation) showPlan(p plan.Plan) error {
 		i.model.Log(progress.Plan, "dry run: stopping here, nothing was changed")
 		return errDryRun
 	}
+	if p.RequireApproval && i.shells == nil && !i.opt.skipStorage {
+		return refuse("TRU-042", "Install.RequireApproval wants the plan to be approved, and nobody can: installer-shell is refused on this machine")
+	}
 	return nil
 }
 

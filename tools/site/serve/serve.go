@@ -48,12 +48,15 @@ type Options struct {
 	// and says in plain words what is missing for which machines.
 	MakeMedia func(ctx context.Context, dir string, urls Addresses) ([]server.Notice, error)
 	// Ready is called once when the page can be reached.
-	Ready   func(address net.Addr)
+	Ready func(address net.Addr)
 	// Retry is the time until what could not start is tried again; 0 is 5 seconds.
-	Retry   time.Duration
-	Log     *slog.Logger
-	Version string
-	Now     func() time.Time
+	Retry time.Duration
+	// RivalInterval is the time between two looks for other DHCP servers; 0 is 5
+	// minutes.
+	RivalInterval time.Duration
+	Log           *slog.Logger
+	Version       string
+	Now           func() time.Time
 }
 
 // Addresses are those by which machines reach this server.
@@ -426,14 +429,31 @@ func (r *running) serveDHCP(ctx context.Context) error {
 	r.mu.Unlock()
 	limited, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go r.endWhenMoved(limited, cancel, network, len(rivals) == 0 && mode == netboot.Proxy)
+	var again func(context.Context) bool
+	switch {
+	case mode == netboot.Proxy && len(rivals) == 0:
+		again = func(context.Context) bool { return true } // there may be one by now
+	case mode == netboot.Full:
+		again = func(ctx context.Context) bool { return r.rivalCame(ctx, network) }
+	}
+	go r.endWhenMoved(limited, cancel, network, again)
 	return dhcp.Serve(limited)
 }
 
-// endWhenMoved calls end when the interface has another address, or when it is
-// time to look for DHCP servers once more.
-func (r *running) endWhenMoved(ctx context.Context, end func(), was netboot.Network, lookAgain bool) {
-	start := time.Now()
+// rivalCame says whether another server hands out addresses since we do: a router
+// that was off when it was looked for, or somebody's new one.
+func (r *running) rivalCame(ctx context.Context, network netboot.Network) bool {
+	rivals, err := netboot.Rivals(ctx, network.Interface, network.Address.Addr())
+	if err != nil && ctx.Err() == nil {
+		r.Log.Warn("looking for other DHCP servers", "error", err)
+	}
+	return len(rivals) > 0
+}
+
+// endWhenMoved calls end when the interface has another address, or when again,
+// which is asked at intervals and may be nil, says that it is to begin anew.
+func (r *running) endWhenMoved(ctx context.Context, end func(), was netboot.Network, again func(context.Context) bool) {
+	looked := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -441,10 +461,18 @@ func (r *running) endWhenMoved(ctx context.Context, end func(), was netboot.Netw
 		case <-time.After(addressInterval):
 		}
 		now, err := netboot.FindNetwork(was.Interface)
-		if err != nil || now != was || lookAgain && time.Since(start) > rivalInterval {
+		if err != nil || now != was {
 			end()
 			return
 		}
+		if again == nil || time.Since(looked) < cmp.Or(r.RivalInterval, rivalInterval) {
+			continue
+		}
+		if again(ctx) {
+			end()
+			return
+		}
+		looked = time.Now()
 	}
 }
 

@@ -410,6 +410,7 @@ func TestFull(t *testing.T) {
 	}
 	defer blocked.Close()
 	s := serve(t, lan, netboot.Full, func(o *Options) {
+		o.RivalInterval = time.Second
 		settings := "format: 1\nsubnets:\n- {network: 10.77.0.0/24, pool: 10.77.0.50-10.77.0.60, router: 10.77.0.1}\n"
 		if err := os.WriteFile(filepath.Join(o.Site.Dir(), "site.yaml"), []byte(settings), 0o644); err != nil {
 			t.Fatal(err)
@@ -424,6 +425,11 @@ func TestFull(t *testing.T) {
 	if got := s.machine("get https://10.77.0.1:8080/"); !strings.Contains(got, "UDP port 69 (TFTP) is taken by serve.test, process") {
 		t.Errorf("the page does not say who has port 69:\n%s", got)
 	}
+	// A router that was off when it was looked for others.
+	dnsmasq(t, router(lan), "--interface=eth0", "--bind-interfaces")
+	s.eventually("the only one no more", func() bool {
+		return strings.Contains(s.machine("get https://10.77.0.1:8080/"), "10.77.0.4 hands out addresses on lan0 already")
+	})
 }
 
 // TestAddressComesLater: a server that gets its own address by DHCP may start

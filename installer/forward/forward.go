@@ -96,7 +96,7 @@ func New(server string, o Options) (*Forwarder, error) {
 		if target.Port() == "" {
 			target.Host = at("19532")
 		}
-		f.send = f.journal(target.JoinPath("upload").String())
+		f.send = f.journal(target.JoinPath("upload"))
 	default:
 		return nil, wrong(server)
 	}
@@ -297,14 +297,14 @@ func (f *Forwarder) entry(b *bytes.Buffer, l progress.Line) {
 		f.at(l).UnixMicro(), int64(l.Seconds*1e6), f.options.Boot, token(f.options.Host(), 255), severity(l), programme, token(string(l.Phase), 32), l.Text)
 }
 
-func (f *Forwarder) journal(target string) func(context.Context, []progress.Line) error {
+func (f *Forwarder) journal(target *url.URL) func(context.Context, []progress.Line) error {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: f.options.TLS}}
 	return func(ctx context.Context, lines []progress.Line) error {
 		var body bytes.Buffer
 		for _, l := range lines {
 			f.entry(&body, l)
 		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodPost, target, &body)
+		request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), &body)
 		if err != nil {
 			return err
 		}
@@ -316,7 +316,7 @@ func (f *Forwarder) journal(target string) func(context.Context, []progress.Line
 		defer answer.Body.Close() // only read from
 		said, _ := io.ReadAll(io.LimitReader(answer.Body, 400))
 		if answer.StatusCode/100 != 2 {
-			return fmt.Errorf("sending the log to %s: %s: %s", target, answer.Status, bytes.TrimSpace(said))
+			return fmt.Errorf("sending the log to %s: %s: %s", target.Redacted(), answer.Status, bytes.TrimSpace(said))
 		}
 		return nil
 	}

@@ -284,3 +284,16 @@ func TestWhatIsDroppedWhileOthersAreSent(t *testing.T) {
 		t.Errorf("then %d were sent, %d are lost, %d wait", len(again), f.lost, len(f.waiting))
 	}
 }
+
+// What goes wrong is on the page and in the log, where no password belongs.
+func TestRefusalKeepsThePassword(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	f, err := New(strings.Replace(server.URL, "//", "//log:geheim@", 1), options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.send(t.Context(), []progress.Line{{Text: "a"}}); err == nil || strings.Contains(err.Error(), "geheim") || !strings.Contains(err.Error(), "404") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"html/template"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -144,7 +145,7 @@ func (s *Server) row(m *site.Machine) Row {
 	running := status.State == site.Installing || status.State == site.Waiting || status.State == site.Rescue
 	r.Silent = running && s.Now().Sub(status.Heard) > silence
 	if running && !r.Silent && status.Address != "" {
-		r.Page = "http://" + status.Address + ":6978/"
+		r.Page = "http://" + net.JoinHostPort(status.Address, "6978") + "/"
 	}
 	if status.State == site.Installing && p.Ratio > 0.05 && p.Ratio < 1 {
 		r.ETASeconds = float64(int(p.Seconds * (1 - p.Ratio) / p.Ratio))

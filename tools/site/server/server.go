@@ -160,7 +160,7 @@ const again = 3 * time.Second
 
 // Configuration implements report.Receiver.
 func (s *Server) Configuration(r *http.Request, called string, who report.Asker) (report.Configuration, error) {
-	if who.Boot == "" {
+	if who.Boot == "" || r.Method == http.MethodHead {
 		return s.look(r, called, who)
 	}
 	answer, err := s.Site.Claim(identify(called, who), who.Boot, remote(r))
@@ -352,6 +352,11 @@ func (s *Server) serveConfigFile(w http.ResponseWriter, r *http.Request) {
 	who := report.AskerOf(r)
 	if len(who.MACs) == 0 && who.Serial == "" {
 		http.Error(w, "which machine? Ask with ?mac=… or ?serial_number=…", http.StatusBadRequest)
+		return
+	}
+	if r.Method == http.MethodHead {
+		w.Header().Set("Allow", http.MethodGet) // which takes the approval, and looking does not
+		http.Error(w, "GET it", http.StatusMethodNotAllowed)
 		return
 	}
 	file := r.PathValue("file")

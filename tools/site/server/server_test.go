@@ -255,6 +255,29 @@ func TestConfigurationFiles(t *testing.T) {
 	l.wants("/config/config.json", 400)
 }
 
+// TestLookingTakesNoApproval: HEAD is what programs send that only look.
+func TestLookingTakesNoApproval(t *testing.T) {
+	l := newLab(t)
+	l.machine()
+	if err := l.site.Approve("web1", "ann", false); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/config/config.json?mac=52:54:00:00:00:01", "/v1/machines/" + mac + "/config?boot=b", "/v1/ipxe/" + mac, "/v1/boot/52:54:00:00:00:01"} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodHead, l.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if m, err := l.site.Machine("web1"); err != nil || m.Status.State != site.Approved {
+			t.Errorf("after HEAD %s (%s): %s, %v", path, answer.Status, m.Status.State, err)
+		}
+	}
+}
+
 func TestMedia(t *testing.T) {
 	l := newLab(t)
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, l.url+"/boot/amd64/vmlinuz", nil)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
+	"time"
 
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/report"
@@ -35,7 +37,7 @@ func (i *installation) fetchSecrets(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, tpm.Close()) }()
 	i.model.Wait(progress.Commit, "the site server, which has this machine's TPM prove who it is")
 	defer i.model.Wait(progress.Commit, "")
-	files, err := i.site.SecretFiles(ctx, tpm, want)
+	files, err := i.askForSecrets(ctx, tpm, want)
 	if err != nil {
 		return refuse(codeSecrets, "asking for %s: %w", strings.Join(want, ", "), err)
 	}
@@ -59,6 +61,25 @@ func (i *installation) fetchSecrets(ctx context.Context) (err error) {
 	})
 	i.model.Log(progress.Commit, fmt.Sprintf("the site server gave %d secret files to this machine's TPM", len(want)))
 	return nil
+}
+
+// askForSecrets asks as often as for a recovery key to be kept, where the server
+// is silent: its restart must not cost an installation, and with it an approval.
+// What the server has said, it will say again.
+func (i *installation) askForSecrets(ctx context.Context, tpm report.Prover, want []string) (files map[string][]byte, err error) {
+	for try := range depositTries {
+		if try > 0 {
+			select {
+			case <-time.After(depositPause):
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		if files, err = i.site.SecretFiles(ctx, tpm, want); !errors.As(err, new(*url.Error)) {
+			return files, err
+		}
+	}
+	return nil, err
 }
 
 var _ report.Prover = (*tpm2.TPM)(nil)

@@ -10,6 +10,7 @@ import (
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/report"
 	"github.com/firstlight/firstlight/netconfig"
+	"github.com/firstlight/firstlight/storage/tpm2"
 )
 
 // Without a TPM, a site server, or what is wanted, no disk is touched.
@@ -34,5 +35,30 @@ func TestSecretsThatAreNotToBeHad(t *testing.T) {
 	}
 	if _, err := http.Get(server.URL); err != nil {
 		t.Error(err)
+	}
+}
+
+// someTPM proves nothing.
+type someTPM struct{ report.Prover }
+
+func (someTPM) Identity(context.Context) (tpm2.Identity, error) { return tpm2.Identity{}, nil }
+
+// A site server that is away for a moment is asked again; what it says counts.
+func TestSecretsOfASiteServerThatIsBackSoon(t *testing.T) {
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if asked++; asked == 1 {
+			panic(http.ErrAbortHandler) // the connection ends
+		}
+	}))
+	defer server.Close()
+	i, _ := testInstallation(t)
+	var err error
+	if i.site, err = report.New(server.URL, netconfig.MAC{2}, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = i.askForSecrets(t.Context(), someTPM{}, []string{"/etc/token"})
+	if asked != 2 || err == nil || !strings.Contains(err.Error(), "is none of format") {
+		t.Errorf("asked %d times, %v", asked, err)
 	}
 }

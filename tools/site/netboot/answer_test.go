@@ -1,6 +1,7 @@
 package netboot
 
 import (
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -351,6 +352,34 @@ func TestChoose(t *testing.T) {
 		}
 		if mode != c.mode || code != c.code {
 			t.Errorf("%s with %d others: %s, %v", c.wanted, len(c.rivals), mode, err)
+		}
+	}
+}
+
+// TestConfigurationByTFTP: which names stand for files of a machine.
+func TestConfigurationByTFTP(t *testing.T) {
+	server := &TFTP{Site: newSite(t), Log: slog.New(slog.DiscardHandler), Config: func(who site.Identity, file string, _, _ netip.Addr) ([]byte, error) {
+		return []byte(who.String() + " " + file), nil
+	}}
+	for name, want := range map[string]string{
+		"52-54-00-00-00-01/config.json":           "52:54:00:00:00:01 config.json",
+		`\52-54-00-00-00-01\steps\cable.sh`:       "52:54:00:00:00:01 steps/cable.sh",
+		"52-54-00-00-00-01/machine.yaml":          "",
+		"52-54-00-00-00-01/steps/../machine.yaml": "",
+		"52-54-00-00-00-01/x/config.json":         "",
+		"52-54-00-00-00-01/x/steps/cable.sh":      "",
+		"../../etc/passwd":                        "",
+		"no-such-serial/config.json":              "",
+	} {
+		content, _, err := server.open(name, netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("192.0.2.1"))
+		if err != nil {
+			if want != "" {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if got, err := io.ReadAll(content); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %q", name, got, err, want)
 		}
 	}
 }

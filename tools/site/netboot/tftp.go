@@ -18,6 +18,7 @@ import (
 
 	"github.com/pin/tftp/v3"
 
+	"github.com/firstlight/firstlight/installer/config"
 	"github.com/firstlight/firstlight/installer/fetch"
 	"github.com/firstlight/firstlight/installer/trust"
 	"github.com/firstlight/firstlight/netconfig"
@@ -121,11 +122,16 @@ func (t *TFTP) open(name string, from, at netip.Addr) (io.ReadCloser, int64, err
 		t.goneOn(from)
 		return t.medium("amd64", name)
 	}
-	file := parts[len(parts)-1]
-	if !slices.Contains(append(fetch.Names(), trust.BundleFile, trust.SignatureFile), file) || len(parts) > 2 {
+	directory, file := parts[:len(parts)-1], parts[len(parts)-1]
+	if last := len(directory) - 1; last >= 0 && directory[last] == config.StepsDirectory {
+		directory, file = directory[:last], path.Join(config.StepsDirectory, file)
+	} else if !slices.Contains(append(fetch.Names(), trust.BundleFile, trust.SignatureFile), file) {
 		return nil, 0, errNoFile
 	}
-	who, err := t.asker(parts[:len(parts)-1], from)
+	if len(directory) > 1 {
+		return nil, 0, errNoFile
+	}
+	who, err := t.asker(directory, from)
 	if err != nil {
 		return nil, 0, err
 	}

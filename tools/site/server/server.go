@@ -89,7 +89,7 @@ func New(o Options) *Server {
 	s.mux.HandleFunc("GET /v1/boot/{mac}", s.servePixiecore)
 	s.mux.HandleFunc("GET /v1/ipxe/{mac}", s.serveScript)
 	s.mux.HandleFunc("GET /v1/efi/{mac}/{arch}/{file}", s.serveProgram)
-	s.mux.HandleFunc("GET /config/{file}", s.serveConfigFile)
+	s.mux.HandleFunc("GET /config/{file...}", s.serveConfigFile)
 	s.mux.HandleFunc("GET /boot/{arch}/{file}", s.serveMedia)
 	s.mux.HandleFunc("GET /{$}", s.serveFleet)
 	s.mux.HandleFunc("GET /machines/{name}", s.serveMachine)

@@ -231,6 +231,8 @@ func TestFailureStays(t *testing.T) {
 func TestConfigurationFiles(t *testing.T) {
 	l := newLab(t)
 	l.machine()
+	l.write("machines/web1/config.json", `{"Machine": {"Hostname": "web1", "HostMacAddress": "52:54:00:00:00:01"}, "Install": {"Steps": [{"Programme": "cable.sh", "Before": "commit"}]}}`)
+	l.write("machines/web1/steps/cable.sh", "#!/bin/sh\n")
 	source := func() fetch.Source {
 		address, _ := netconfig.ParseMAC("52:54:00:00:00:01")
 		s, err := fetch.HTTP(l.url+"/config", address, "")
@@ -251,6 +253,9 @@ func TestConfigurationFiles(t *testing.T) {
 		t.Fatalf("%v: %v", err, files)
 	}
 	l.wants("/config/tools-imagename?mac=52:54:00:00:00:01", 404)
+	l.wants("/config/steps/cable.sh?mac=52:54:00:00:00:01", 200, "#!/bin/sh")
+	l.wants("/config/steps/../machine.yaml?mac=52:54:00:00:00:01", 404)
+	l.wants("/config/steps%2F..%2Fmachine.yaml?mac=52:54:00:00:00:01", 404)
 	l.wants("/config/machine.yaml?mac=52:54:00:00:00:01", 404)
 	l.wants("/config/config.json", 400)
 }

@@ -35,7 +35,7 @@ func (s *Site) note(e Entry) (err error) {
 		line = append([]byte{'\n'}, line...)
 	}
 	_, err = f.Write(line)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, belong(f.Name()), f.Sync(), f.Close()); err != nil {
 		return &Error{CodeDirectory, "writing the audit trail", err}
 	}
 	return nil

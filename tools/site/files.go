@@ -86,7 +86,7 @@ func (s *Site) KeepEvents(name string, lines []byte) (err error) {
 	if info, err := os.Stat(file); err == nil && info.Size()+int64(len(lines)) > mostEvents {
 		return nil // somebody floods us, or it waits for weeks: the state says what counts
 	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+	if err := makeDirectory(filepath.Dir(file), 0o755); err != nil {
 		return &Error{CodeDirectory, "keeping events", err}
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)

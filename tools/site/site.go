@@ -94,7 +94,7 @@ func Open(dir string, now func() time.Time) (*Site, error) {
 	}
 	s := &Site{dir: dir, now: now}
 	for name, mode := range map[string]fs.FileMode{"": 0o755, machinesDir: 0o755, pendingDir: 0o755, stateDir: 0o755, stateDir + "/machines": 0o755} {
-		if err := os.MkdirAll(filepath.Join(dir, name), mode); err != nil {
+		if err := makeDirectory(filepath.Join(dir, name), mode); err != nil {
 			return nil, &Error{CodeDirectory, "opening the site", err}
 		}
 	}
@@ -122,7 +122,7 @@ func (s *Site) writeNew(name, text string) error {
 	}
 	if err == nil {
 		_, err = f.WriteString(text)
-		err = errors.Join(err, f.Close())
+		err = errors.Join(err, f.Close(), belong(f.Name()))
 	}
 	if err != nil {
 		return &Error{CodeDirectory, "opening the site", err}
@@ -152,6 +152,9 @@ func (s *Site) lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, &Error{CodeDirectory, "locking the site", err}
 	}
+	if err := belong(f.Name()); err != nil {
+		return nil, &Error{CodeDirectory, "locking the site", errors.Join(err, f.Close())}
+	}
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
 		if err != unix.EINTR {
@@ -164,10 +167,41 @@ func (s *Site) lock() (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil // which unlocks; nothing was written to it
 }
 
+// belong gives what was made by root to the owner of the directory that it lies
+// in: the server of a package runs as a user of its own, and could change nothing
+// that an operator has made as root.
+func belong(name string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var above, own unix.Stat_t
+	if err := errors.Join(unix.Stat(filepath.Dir(name), &above), unix.Lstat(name, &own)); err != nil {
+		return &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if own.Uid == above.Uid {
+		return nil
+	}
+	return os.Lchown(name, int(above.Uid), int(above.Gid))
+}
+
+// makeDirectory makes a directory and those above it that are missing.
+func makeDirectory(name string, mode fs.FileMode) error {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		return nil
+	}
+	if err := makeDirectory(filepath.Dir(name), mode); err != nil {
+		return err
+	}
+	if err := os.Mkdir(name, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return belong(name)
+}
+
 // replace writes a file so that every reader, and a power cut, finds the old
 // one or the new one.
 func replace(name string, data []byte, mode fs.FileMode) (err error) {
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+	if err := makeDirectory(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
@@ -180,7 +214,7 @@ func replace(name string, data []byte, mode fs.FileMode) (err error) {
 		}
 	}()
 	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, f.Chmod(mode), belong(f.Name()), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err = os.Rename(f.Name(), name); err != nil {

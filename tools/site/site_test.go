@@ -3,11 +3,14 @@ package site
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/firstlight/firstlight/installer/inventory"
 	"github.com/firstlight/firstlight/installer/progress"
@@ -413,5 +416,36 @@ func TestAuditAfterPowerCut(t *testing.T) {
 	trail, err := s.Audit()
 	if err != nil || len(trail) != 2 || trail[1].Who != "bob" {
 		t.Errorf("%v: %+v", err, trail)
+	}
+}
+
+// TestBelongs: what root does in a site that is another user's, the server's for
+// one, that user can go on with.
+func TestBelongs(t *testing.T) {
+	const other = 65534 // nobody, who is on every machine
+	dir := filepath.Join(t.TempDir(), "site")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, other, other)); err != nil {
+		t.Fatalf("it is for root to run: %v", err)
+	}
+	s, err := Open(dir, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim(t, s, who(t, web1), "boot-1", Waiting)
+	err = s.Adopt("52-54-00-00-00-01", "web1", "root", map[string][]byte{
+		"config.json": []byte(configOf("web1", web1)), "storage-layout.json": []byte(layout), "imagename": []byte("debian/12\n"),
+	})
+	if err = errors.Join(err, s.PutFiles("web1", "root", map[string][]byte{"steps/a.sh": []byte("#!/bin/sh\n")}), s.Approve("web1", "root", false)); err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err = errors.Join(err, unix.Lstat(name, &st)); err == nil && st.Uid != other {
+			t.Errorf("%s belongs to user %d", name, st.Uid)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -338,7 +338,7 @@ func (s *Site) meet(who Identity, address string) (*Machine, error) {
 	if known, err := os.ReadDir(s.path(pendingDir)); err == nil && len(known) >= maxPending {
 		return nil, fail(CodeState, "%d machines are pending: no more are kept", len(known))
 	}
-	if err := os.MkdirAll(s.path(pendingDir, who.ID()), 0o755); err != nil {
+	if err := makeDirectory(s.path(pendingDir, who.ID()), 0o755); err != nil {
 		return nil, &Error{CodeDirectory, "keeping a new machine", err}
 	}
 	return s.Machine(who.ID())
@@ -460,6 +460,9 @@ func (s *Site) Adopt(id, name, by string, files map[string][]byte) error {
 			return fail(CodeState, "there is a machine called %s already", name)
 		}
 		return &Error{CodeDirectory, "naming a machine", err}
+	}
+	if err := belong(dir); err != nil {
+		return &Error{CodeDirectory, "naming a machine", errors.Join(err, os.RemoveAll(dir))}
 	}
 	for file, data := range files {
 		if err := replace(s.path(machinesDir, name, file), data, 0o644); err != nil {

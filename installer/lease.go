@@ -289,14 +289,8 @@ func (i *installation) rememberLease(lease dhcp.Lease) error {
 
 // keepLease renews the lease until the installation ends.
 func (i *installation) keepLease(lease dhcp.Lease) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- dhcp.Keep(ctx, lease, i.dhcpOptions(), func(renewed dhcp.Lease) error { return link.Configure(renewed) })
-	}()
-	i.opened.push("the DHCP lease", func() error {
-		cancel()
-		return <-done
+	i.opened.run("the DHCP lease", func(ctx context.Context) error {
+		return dhcp.Keep(ctx, lease, i.dhcpOptions(), func(renewed dhcp.Lease) error { return link.Configure(renewed) })
 	})
 }
 

@@ -59,10 +59,8 @@ func (n *neighbours) beside(nics []netconfig.NIC) {
 // listenToNeighbours hears switches until the installation ends. They speak
 // every 30 seconds or so: what comes after the inventory is added to it.
 func (i *installation) listenToNeighbours() {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- lldp.Listen(ctx, func() ([]string, error) {
+	i.opened.run("the listening to switches", func(ctx context.Context) error {
+		return lldp.Listen(ctx, func() ([]string, error) {
 			nics, err := link.List(i.env.sys)
 			var names []string
 			for _, nic := range nics {
@@ -78,10 +76,6 @@ func (i *installation) listenToNeighbours() {
 				i.model.Logf(progress.Links, "%s: %s", name, neighbour)
 			}
 		})
-	}()
-	i.opened.push("the listening to switches", func() error {
-		cancel()
-		return <-done
 	})
 }
 

@@ -25,6 +25,21 @@ func (u *unwinding) push(what string, close func() error) {
 	u.closers = append(u.closers, closer{what, close})
 }
 
+// run starts do in the background and pushes its end: do returns once its context
+// has ended. Its error is told once; nobody waits for it a second time.
+func (u *unwinding) run(what string, do func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		defer close(done)
+		done <- do(ctx)
+	}()
+	u.push(what, func() error {
+		cancel()
+		return <-done
+	})
+}
+
 // close closes everything, the last first, and joins the errors. What was
 // closed is forgotten; what was not is tried again by the next call.
 func (u *unwinding) close() error {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
+	"time"
 )
 
 // TestUnwinding: what could not be closed, as somebody works in it, is closed by
@@ -30,5 +32,28 @@ func TestUnwinding(t *testing.T) {
 	}
 	if err := u.close(); err != nil || len(closed) != 4 {
 		t.Errorf("closed %q, %v", closed, err)
+	}
+}
+
+// TestUnwindingWhatHasFailed: what ran in the background and has failed is not
+// waited for again by the next call, which would never end.
+func TestUnwindingWhatHasFailed(t *testing.T) {
+	var u unwinding
+	u.run("the DHCP lease", func(ctx context.Context) error {
+		<-ctx.Done()
+		return errors.New("no such interface")
+	})
+	if err := u.close(); err == nil {
+		t.Error("its error is not told")
+	}
+	ended := make(chan error)
+	go func() { ended <- u.close() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the second call waits for what has ended")
 	}
 }

@@ -329,10 +329,26 @@ func TestEditsAreSeen(t *testing.T) {
 	claim(t, s, me, "boot-2", Installing)
 }
 
+// TestTooMuch: a report that is too large to be read again is not kept.
+func TestTooMuch(t *testing.T) {
+	s, me := open(t), who(t, web1)
+	claim(t, s, me, "boot-1", Waiting)
+	p := snapshot(progress.Stage, progress.Running)
+	p.Phases = make([]progress.PhaseStatus, 50_000)
+	if err := s.Told("web1", p); code(err) != CodeState {
+		t.Errorf("it was kept: %v", err)
+	}
+	claim(t, s, me, "boot-1", Waiting)
+}
+
 // TestDamagedState: a machine of which it is not known where it stands is left
 // alone.
 func TestDamagedState(t *testing.T) {
 	s, me := open(t), who(t, web1)
+	write(t, s, map[string]string{"state/machines/web1/status.json": `{"format": 1, "state": "approved"}`})
+	if _, err := s.Claim(who(t, web1), "boot-1", ""); err == nil {
+		t.Error("it is approved by nobody, and told to go on")
+	}
 	write(t, s, map[string]string{"state/machines/web1/status.json": `{"format": 1, "state": "app`})
 	if a, err := s.Claim(me, "boot-1", ""); err == nil {
 		t.Errorf("it is told %+v", a)

@@ -97,11 +97,14 @@ func nameIt(id string) string {
 	return "firstlight machine set " + id + " --name NAME --image IMAGE, then firstlight machine approve NAME"
 }
 
+// mostStatus bounds a state's file, in bytes: most of it is what the machine says.
+const mostStatus = 1 << 20
+
 func (s *Site) statusPath(name string) string { return s.State("machines", name, "status.json") }
 
 // status reads a machine's; one that has none is waiting for approval.
 func (s *Site) status(name string) (Status, error) {
-	data, err := readSmall(s.statusPath(name), 1<<20)
+	data, err := readSmall(s.statusPath(name), mostStatus)
 	if errors.Is(err, fs.ErrNotExist) {
 		status := Status{Format: 1, State: Waiting, Reason: "nobody has approved it", Do: "firstlight machine approve " + name}
 		if _, pending := ParseID(name); pending {
@@ -115,6 +118,9 @@ func (s *Site) status(name string) (Status, error) {
 	}
 	if err == nil && status.Format > 1 {
 		err = fail(CodeNewer, "it has format %d; this version knows 1", status.Format)
+	}
+	if err == nil && status.State == Approved && status.Approval == nil {
+		err = fail(CodeState, "it says approved, and not by whom")
 	}
 	if err != nil {
 		// Nothing is done to a machine of which it is not known where it stands.
@@ -148,6 +154,9 @@ func (s *Site) changeLocked(name string, do func(*Status) error) error {
 	data, err := json.MarshalIndent(after, "", "  ")
 	if err != nil {
 		return err
+	}
+	if len(data) >= mostStatus {
+		return fail(CodeState, "what %s reports of itself is too much to be kept (%d bytes)", name, len(data))
 	}
 	if err := replace(s.statusPath(name), append(data, '\n'), 0o644); err != nil {
 		return &Error{CodeDirectory, "keeping the state of " + name, err}

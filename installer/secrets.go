@@ -30,6 +30,12 @@ func (i *installation) fetchSecrets(ctx context.Context) (err error) {
 	if i.site == nil {
 		return refuse(codeSecrets, "Install.Secrets names %s, and there is no site server to give it", strings.Join(want, ", "))
 	}
+	// Whoever is on the way reads nothing, but could put something else in its place.
+	if certificates, err := i.clientTLS(); err != nil {
+		return err
+	} else if certificates != nil && !strings.HasPrefix(i.site.String(), "https:") {
+		return refuse(codeSecrets, "there is a CA in the boot medium, and %s could be anybody: name the site server by https", i.site)
+	}
 	tpm, err := tpm2.Open(i.env.tpm)
 	if err != nil {
 		return refuse(codeSecrets, "the site server gives secrets to a TPM only: %w", err)

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/firstlight/firstlight/installer/progress"
 	"github.com/firstlight/firstlight/installer/report"
@@ -60,5 +61,24 @@ func TestSecretsOfASiteServerThatIsBackSoon(t *testing.T) {
 	_, err = i.askForSecrets(t.Context(), someTPM{}, []string{"/etc/token"})
 	if asked != 2 || err == nil || !strings.Contains(err.Error(), "is none of format") {
 		t.Errorf("asked %d times, %v", asked, err)
+	}
+}
+
+// Where the boot medium says who the site is, nobody else's secrets are taken: who
+// is on the way cannot read them, but could put others in their place.
+func TestSecretsInTheClearAreNotTaken(t *testing.T) {
+	i, _ := testInstallation(t)
+	i.env.trust, i.env.tpm = trustIn(t.TempDir()), "/dev/no-such-tpm"
+	writePair(t, time.Now(), i.env.trust)
+	writeFile(t, i.env.trust.ca, mustRead(t, i.env.trust.cert))
+	i.plan.Secrets = []string{"/etc/token"}
+	for base, want := range map[string]string{"http://site.test": "by https", "https://site.test": "TPM"} {
+		var err error
+		if i.site, err = report.New(base, netconfig.MAC{2}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := i.fetchSecrets(t.Context()); progress.Code(err) != codeSecrets || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v", base, err)
+		}
 	}
 }

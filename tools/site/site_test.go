@@ -329,6 +329,31 @@ func TestEditsAreSeen(t *testing.T) {
 	claim(t, s, me, "boot-2", Installing)
 }
 
+// TestGivenUp: of an installation that is never heard of again a person can say
+// that it has ended; of one that goes on nobody can.
+func TestGivenUp(t *testing.T) {
+	s, me := open(t), who(t, web1)
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	if err := s.Approve("web1", "ann", false); err != nil {
+		t.Fatal(err)
+	}
+	claim(t, s, me, "takeover boot-1", Installing)
+	now = now.Add(givenUp - time.Second)
+	if err := s.Told("web1", snapshot(progress.Stage, progress.Running)); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(givenUp - time.Second)
+	if err := s.Keep("web1", "ann", Waiting); code(err) != CodeState {
+		t.Errorf("it goes on, and its approval was taken back: %v", err)
+	}
+	now = now.Add(2 * time.Second)
+	if err := s.Keep("web1", "ann", Waiting); err != nil {
+		t.Errorf("nothing can be done to it any more: %v", err)
+	}
+	claim(t, s, me, "boot-2", Waiting)
+}
+
 // TestTooMuch: a report that is too large to be read again is not kept.
 func TestTooMuch(t *testing.T) {
 	s, me := open(t), who(t, web1)

@@ -231,6 +231,11 @@ func (a Approval) detail(m *Machine) string {
 	return "image " + m.Image
 }
 
+// givenUp is after how long a silence somebody may say that an installation has
+// ended: one that was begun from a running system, say, and that no boot from the
+// network ends. An installer that runs reports every few seconds.
+const givenUp = 10 * time.Minute
+
 // Keep takes an approval back, or lets a machine boot its disk: state is
 // Waiting, Installed or Rescue.
 func (s *Site) Keep(name, by string, state State) error {
@@ -244,8 +249,8 @@ func (s *Site) Keep(name, by string, state State) error {
 	}
 	defer unlock()
 	return s.changeLocked(m.Name, func(status *Status) error {
-		if status.State == Installing {
-			return fail(CodeState, "%s is being installed: wait until it has ended", m.Name)
+		if quiet := s.now().Sub(status.Heard); status.State == Installing && quiet < givenUp {
+			return fail(CodeState, "%s is being installed: wait until it has ended, or has said nothing for %s", m.Name, givenUp)
 		}
 		if err := s.note(Entry{Who: by, Verb: string(state), Machine: m.Name}); err != nil {
 			return err

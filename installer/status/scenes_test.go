@@ -168,7 +168,7 @@ func TestPageOfEachState(t *testing.T) {
 	}{
 		"running": {running(t), []string{"storage and unpack", "about ", " left", "for the volume /var/log, for 1.5 s now", "nvme0n1p4</b> encrypt", "ready at /boot/efi",
 			"Example Spinner", "on it: ext4 backup", "<polyline", "anna", "observed by 1", "25 Gbit/s", "leased by 10.0.2.2", "leaf7", "640.0 MiB of 64.0 GiB", "signed by 9c1f", "with plain PXE at the first loader", "WILL BE ERASED"}, []string{"waits for a person"}},
-		"failed": {failed(t), []string{"STO-002", "What happened", "What it means", "What to do", "No disk was touched", "Next:</strong> reboot in 4 min 10 s",
+		"failed": {failed(t), []string{"STO-002", "What happened", "What it means", "What to do", "; disks untouched.</p>", "No disk was touched", "Next:</strong> reboot in 4 min 10 s",
 			"firstlight installer-shell 10.0.2.15", "curl -s http://10.0.2.15:6978/log"}, []string{" left", "Waiting for approval"}},
 		"waiting": {waiting(t), []string{"waiting for approval", "approve sha256:3f6c", "it waits for a person", "No disk has been touched", "<details id=\"plan\" open>"}, []string{" left."}},
 	} {

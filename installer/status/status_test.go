@@ -110,7 +110,7 @@ func TestPageOfAFailure(t *testing.T) {
 	m.Next("reboot", time.Now().Add(5*time.Minute))
 	page := body(t, get(t, status.Handler(status.Options{Model: m}), "GET", "/"))
 	top, _, _ := strings.Cut(page, "<h2>Phases</h2>")
-	for _, want := range []string{"BOO-001", "failed in phase storage", "image &lt;demo&gt; has no kernel", "Disks have been changed", "What to do", "reboot", "4 min 5"} {
+	for _, want := range []string{"BOO-001", "failed in phase storage", "image &lt;demo&gt; has no kernel", "; disks changed.</p>", "Disks have been changed", "What to do", "reboot", "4 min 5"} {
 		if !strings.Contains(top, want) {
 			t.Errorf("the top of the page lacks %q:\n%s", want, top)
 		}

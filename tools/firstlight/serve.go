@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -83,7 +84,7 @@ site.yaml, and full does not start where another server answers.`,
 			m := &siteMedia{common: c, site: options.Site, modules: modules, base: base, kernel: kernel}
 			options.MakeMedia = m.make
 			options.Ready = func(address net.Addr) {
-				c.note("serving %s: the page is http://%s/", options.Site.Dir(), address)
+				c.note("serving %s: the page is %s", options.Site.Dir(), pageURL(address))
 				if err := notify.Ready(c.getenv("NOTIFY_SOCKET")); err != nil {
 					c.note("%v", err)
 				}
@@ -302,4 +303,18 @@ func (s *siteImages) list(context.Context) ([]siteserver.Image, error) {
 		all = append(all, siteserver.Image{Name: e.Name, Arch: e.Attributes[image.AttrArch], Bytes: e.Bytes, Added: e.Added})
 	}
 	return all, nil
+}
+
+// pageURL is what a browser finds a page with that listens on address: where
+// that is every address of this machine, by the machine's name.
+func pageURL(address net.Addr) string {
+	listens, err := netip.ParseAddrPort(address.String())
+	if err != nil || !listens.Addr().IsUnspecified() {
+		return "http://" + address.String() + "/"
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		name = "localhost"
+	}
+	return fmt.Sprintf("http://%s:%d/", name, listens.Port())
 }
